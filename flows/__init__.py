@@ -1,0 +1,1 @@
+"""When things run: everything that talks to Prefect."""

@@ -1,0 +1,165 @@
+"""The contract between a family and the rest of Duet.
+
+A family is a folder of models/ whose __init__ exports one `FAMILY`. Everything that reads disks, trains, tracks or serves
+goes through the fields below and knows no family by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class InputError(ValueError):
+    """What a person gave is wrong. The message is one line: the file, row or key, what is wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What the loader must read of one clip."""
+
+    num_frames: int  # picked uniformly over the stored ones; 0 = the phase sees no pictures
+    sample_rate: int  # Hz, of the waveform handed over
+    audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
+
+
+@dataclass
+class Sample:
+    """One clip as the loader hands it to a phase's transform. A missing modality is None, never zeros."""
+
+    id: str
+    frames: np.ndarray | None  # (T, H, W, 3) uint8 RGB
+    wave: np.ndarray | None  # (N,) float32 in [-1, 1], mono, N <= sample_rate * audio_seconds (not padded)
+    annotation: Mapping[str, Any]  # as the dataset's format module wrote it into the manifest
+    rng: np.random.Generator  # seeded by (seed, epoch, clip): the only source of randomness of a transform
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the training data told once and every checkpoint remembers."""
+
+    labels: Mapping[str, list[str]]  # head -> class names; the position is the class index
+    mel_mean: float  # of the train split's log-mel, in the front-end's own units
+    mel_std: float
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to each key when weights went into a module."""
+
+    loaded: list[str]
+    fresh: list[str]  # stayed at their initial values, as the phase declares
+    dropped: list[str]  # in the source, not wanted by the phase
+
+    def __str__(self) -> str:
+        """One line for logs."""
+        return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} fresh, {len(self.dropped)} dropped"
+
+
+class Metric(Protocol):
+    """Collects predictions of an evaluation pass."""
+
+    def update(self, predictions: Batch, batch: Batch) -> None:
+        """Take one batch; both on the CPU."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Names and values over everything seen so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One trainable stage of a family."""
+
+    Config: type  # frozen dataclass without defaults: every value stands in params.yaml
+    clip: Callable[[Any], ClipSpec]
+    # transform(config, facts, training) -> sample -> tensors of fixed shapes, run in a loader worker
+    transform: Callable[[Any, Facts, bool], Callable[[Sample], Batch]]
+    # The module's forward(batch) gives {"loss": scalar, "loss_x": scalar} in training mode, and predictions
+    # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device.
+    build: Callable[[Any, Facts], nn.Module]
+    metrics: Callable[[Any, Facts], Metric]
+    best: tuple[str, Literal["max", "min"]]  # the validation metric that selects the `best` checkpoint
+    tiny: Any  # the smallest Config, so that CPU tests cover the phase
+    # present(predictions, facts) -> one JSON-able answer a clip: what a person wants to read
+    present: Callable[[Batch, Facts], list[dict[str, Any]]] | None = None
+    # Prefixes of the module's keys that start fresh when the phase begins from another phase's checkpoint.
+    fresh: tuple[str, ...] = ()
+    # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
+    pretrained: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
+    load_pretrained: Callable[[nn.Module, str, Mapping[str, Tensor]], LoadReport] | None = None
+    # True when all that precedes `module.encode(batch) -> Batch` is frozen, so that its result may be computed once per
+    # clip; forward then receives the encoded tensors in the batch in place of frames and wave.
+    cacheable: Callable[[Any], bool] = field(default=lambda config: False)
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What evaluation may know of a clip beside its predictions."""
+
+    id: str
+    group: str  # clips of one group (source video, event) are resampled together in bootstrap intervals
+    annotation: Mapping[str, Any]
+
+
+class Evaluation(Protocol):
+    """What tasks/evaluate.py offers a family: predictions, without a word about disks."""
+
+    facts: Facts
+    config: Any  # of the final phase
+    num_bootstrap: int
+    seed: int
+
+    def clips(self, split: str) -> list[ClipInfo]:
+        """The clips of a split, in the order of predictions."""
+        ...
+
+    def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:
+        """Predictions of a phase's best weights for a split; `drop` hides "audio" or "video"; `untrained` = random weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report, written as CSV too, and drawn where `plot` says how."""
+
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+    plot: Literal["", "confusion", "bars", "lines"] = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip shown in the report with what was expected and what came out."""
+
+    clip: str
+    truth: str
+    predictions: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a family says of itself on the test split."""
+
+    metrics: dict[str, float]
+    tables: dict[str, Table]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published system: its phases in training order, its labels, its evaluation."""
+
+    title: str
+    phases: dict[str, Phase]
+    labels: Callable[[Sequence[Mapping[str, Any]]], dict[str, list[str]]]  # train annotations -> label maps
+    evaluate: Callable[[Evaluation], Results]

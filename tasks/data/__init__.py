@@ -1,0 +1,1 @@
+"""Reading and storing clips: manifest, media, stores, loader."""

@@ -1,0 +1,1 @@
+"""One module per annotation format, and the demo dataset."""

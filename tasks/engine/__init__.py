@@ -1,0 +1,1 @@
+"""The training engine: knows losses["loss"] and nothing else of a family."""
