@@ -1,0 +1,43 @@
+# `make demo` and `make test` set themselves up: git, make and Python >= 3.11 are all they need.
+PYTHON ?= python3
+FAMILY ?= t3av
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := 1
+READY := .venv/.ready
+
+.PHONY: demo test check format bench lock clean
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Duet needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## Train FAMILY on the demo dataset, from raw video to a registered version
+	@dvc repro register@$(FAMILY)
+	@python -m tasks.summary $(FAMILY)
+
+test: $(READY)  ## The whole suite
+	python -m pytest -n 2 --dist loadfile tests
+
+check: $(READY)  ## Lint, types, layers
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+
+format: $(READY)
+	ruff check --fix .
+	ruff format .
+
+bench: $(READY)  ## Each speed claim of the README: ours, the peer's, the ratio
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; python $$file; done
+
+lock: $(READY)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --upgrade --editable '.[dev,bench]'
+	(head -1 requirements.lock; .venv/bin/uv pip freeze --python .venv/bin/python --exclude-editable) > .lock.tmp && mv .lock.tmp requirements.lock
+
+clean:  ## Outputs and resume state; the virtual environment and the DVC cache stay
+	rm -rf data artifacts .duet
