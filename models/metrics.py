@@ -1,4 +1,4 @@
-"""Scores of an evaluation: classification, calibration, retrieval, probes of frozen features, the share of each modality."""
+"""Scores of an evaluation: classification, calibration, retrieval, frozen features, the share of each modality."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Contrastive:
         self.audio.append(predictions["audio_embedding"][pairs].float())
 
     def compute(self) -> dict[str, float]:
-        """r1 (both directions), r1_v2a, r1_a2v, cosine (of different clips), alignment, uniformity, collapse (0 or 1)."""
+        """r1 (both ways), r1_v2a, r1_a2v, cosine of different clips, alignment, uniformity, collapse (0 or 1)."""
         video, audio = torch.cat(self.video).double().numpy(), torch.cat(self.audio).double().numpy()
         v2a = float(np.mean(retrieval_ranks(video, audio) == 1))
         a2v = float(np.mean(retrieval_ranks(audio, video) == 1))
