@@ -1,6 +1,6 @@
 """MLflow: runs delivered from the stages' journals, lineage by content hash, and the registry.
 
-Nothing here imports MLflow before it is needed: the import takes seconds. A local store (sqlite:///mlflow.db and
+Nothing here imports MLflow before it is needed: the import takes seconds. A local store (mlflow.db and
 ./mlruns of the project) serves by default, a server where MLFLOW_TRACKING_URI names one.
 """
 
@@ -29,13 +29,17 @@ LINGER = 10.0  # seconds without work before the delivering process ends: the ne
 SENT = "sent.json"  # beside a journal: MLflow's run id and how many bytes of the journal it has
 
 
+def uri() -> str:
+    """Where MLflow keeps runs and versions."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
 def client() -> MlflowClient:
     """A client of the configured store. The first call in a process takes seconds, the first in a project longer."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     from mlflow import MlflowClient
 
-    return MlflowClient()
+    return MlflowClient(uri())
 
 
 def experiment(store: MlflowClient, name: str) -> str:
@@ -43,7 +47,7 @@ def experiment(store: MlflowClient, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found:
         return found.experiment_id
-    is_local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
+    is_local = uri().startswith("sqlite:")
     return store.create_experiment(name, artifact_location="mlruns" if is_local else None)
 
 
