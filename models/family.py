@@ -115,6 +115,7 @@ class Evaluation(Protocol):
 
     facts: Facts
     config: Any  # of the final phase
+    trained: Sequence[str]  # phases that have a checkpoint
     num_bootstrap: int
     seed: int
 

@@ -100,7 +100,7 @@ class Contrastive:
 def top_k(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     """(N,) bool: is the right class among the k best of (N, C) scores? It loses every tie but with itself."""
     own = scores[np.arange(len(truth)), truth][:, None]
-    return np.sum(scores >= own, axis=1) <= k
+    return np.sum(~(scores < own), axis=1) <= k  # written so that NaN is wrong, too
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -154,7 +154,7 @@ def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         rows = slice(start, start + 1024)
         scores = np.asarray(queries[rows], dtype=np.float64) @ unique.T
         own = np.take_along_axis(scores, place[rows, None], axis=1)
-        ranks[rows] = (scores >= own) @ copies
+        ranks[rows] = ~(scores < own) @ copies
     return ranks
 
 

@@ -1,11 +1,10 @@
-"""The demo dataset: real MP4 files of seeded scenes in VGGSound's layout, with a few broken clips for `clean` to find."""
+"""The demo dataset: real MP4 files of seeded scenes in VGGSound's layout, a few of them broken for `clean` to find."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +83,7 @@ def _place(rng: np.random.Generator, index: int, label: str, split: str) -> Clip
 
 
 def build_demo(demo: Demo, folder: Path) -> str:
-    """Fill `folder` with vggsound.csv and video/; clips that are there from an interrupted run stay. Returns a summary."""
+    """Fill `folder` with vggsound.csv and video/; clips that an interrupted run left there stay. Returns a summary."""
     clips = plan(demo)
     video = folder / "video"
     video.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """Scenes of the demo dataset: what is seen, what is heard and when, drawn and synthesised from a seed.
 
-A class is a pair (object seen, sound heard). Each of the six objects appears in two classes and so does each of the six
-sounds, hence one modality alone cannot tell more than half of the classes apart. Objects differ in shape and pattern,
-sounds in how their pitch moves; colours, position, size, background, pitch, timbre and loudness are drawn anew for every
-clip, whatever its class. Picture and sound of one clip share more than the class: the object swells and glows while the
-sound is on, stands the higher the higher the pitch, and is the larger the louder the sound.
+A class is a pair (object seen, sound heard). Each of the six objects appears in two classes and so does each of the
+six sounds, hence one modality alone cannot get more than half of the clips right. Objects differ in shape and pattern,
+sounds in how their pitch moves; colours, position, size, background, pitch, timbre and loudness are drawn anew for
+every clip, whatever its class. Picture and sound of one clip share more than the class: the object swells and glows
+while the sound is on, stands the higher the higher the pitch, and is the larger the louder the sound.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def envelope(scene: Scene, times: Array) -> Array:
     return level
 
 
-# --- sound ---------------------------------------------------------------------------------------------------------------
+# --- sound ------------------------------------------------------------------------------------------------------------
 
 # Octaves away from the mean pitch over a cycle in [0, 1). The four moving ones span the same octave in the same time.
 MOVES: dict[str, Callable[[Array], Array]] = {
@@ -140,7 +140,7 @@ def render_wave(scene: Scene) -> Array:
     return (0.8 * np.clip(sound + level * noise / noise.std() / 3, -1, 1)).astype(np.float32)
 
 
-# --- picture -------------------------------------------------------------------------------------------------------------
+# --- picture ----------------------------------------------------------------------------------------------------------
 
 
 def _edge(inside: Array, softness: float = 0.06) -> Array:
@@ -148,23 +148,23 @@ def _edge(inside: Array, softness: float = 0.06) -> Array:
     return np.clip(inside / softness + 0.5, 0, 1)
 
 
-def _draw_kite(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_kite(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     tail = _edge(0.05 - np.abs(u - 0.12 * np.sin(6 * v))) * (v > 0.95) * (v < 1.9)
     return np.maximum(_edge(1.05 - 1.15 * np.abs(u) - np.abs(v)), tail), np.sin(5.5 * a * u) * np.sin(
         5.5 * a * v + phase
     )
 
 
-def _draw_drum(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_drum(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     radius = np.hypot(u, v)
     return _edge(0.95 - radius), np.sin(11 * a * radius + phase)
 
 
-def _draw_tent(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_tent(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     return _edge(np.minimum(0.85 - v, 0.65 * (v + 1.0) - np.abs(u))), np.sin(9 * a * u + phase)
 
 
-def _draw_ladybird(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_ladybird(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     body = _edge(0.95 - np.hypot(u * 0.85, v * 1.05))
     head = _edge(0.3 - np.hypot(u * 0.9, v + 0.95))
     shift = phase / (2 * np.pi)
@@ -173,21 +173,21 @@ def _draw_ladybird(u: Array, v: Array, a: float, phase: float) -> tuple[Array, A
     return np.maximum(body, head), np.where(v < -0.8, -1.0, -3 * spots)
 
 
-def _draw_windmill(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_windmill(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     pole = _edge(0.08 - np.abs(u)) * (v > 0) * (v < 2)
     return np.maximum(_edge(0.98 - radius), pole), np.sin(5 * angle + 3 * radius + phase) * np.clip(radius * 4, 0, 1)
 
 
-def _draw_flag(u: Array, v: Array, a: float, phase: float) -> tuple[Array, Array]:
+def _draw_flag(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     wave = v + 0.06 * np.sin(3 * u)
     cloth = _edge(np.minimum(1.0 - np.abs(u), 0.75 - np.abs(wave)))
     pole = _edge(0.06 - np.abs(u + 1.0)) * (v > -0.85) * (v < 2)
     return np.maximum(cloth, pole), np.where(np.abs(u + 1.0) < 0.06, -1.0, np.sin(9 * a * wave + phase))
 
 
-# (u, v) in units of the object's size from its centre, v down -> coverage 0..1, pattern below/above 0 = first/second colour
-DRAWINGS: dict[str, Callable[[Array, Array, float, float], tuple[Array, Array]]] = {
+# (u, v) in units of the object's size from its centre, v down -> coverage 0..1, pattern: < 0 first colour, > 0 second
+DRAWINGS: dict[str, Callable[[Array, Array, float, Array], tuple[Array, Array]]] = {
     "kite": _draw_kite,
     "drum": _draw_drum,
     "tent": _draw_tent,
@@ -209,7 +209,7 @@ def render_frames(scene: Scene) -> Array:
     u = (x - 0.45 * scene.place[0] - scene.place[1] * times) / size
     v = (y + 0.22 * height) / size
     u, v = u * math.cos(scene.turn) - v * math.sin(scene.turn), u * math.sin(scene.turn) + v * math.cos(scene.turn)
-    phase = scene.pattern[1] + (2.5 * times if scene.seen == "windmill" else 0.0)
+    phase = scene.pattern[1] + (2.5 if scene.seen == "windmill" else 0.0) * times
     cover, pattern = DRAWINGS[scene.seen](u, v, scene.pattern[0], phase)
     first, second = (np.array(c, np.float32) for c in scene.colors)
     paint = first + (second - first) * _edge(pattern, 0.5)[..., None]

@@ -1,7 +1,7 @@
 """VGGSound's annotations (Chen et al. 2020): headerless vggsound.csv, or train.csv and test.csv, beside video/.
 
-A clip is the file video/{ytid}_{start:06d}.mp4. vggsound.csv has the columns YouTube id, start second, label, split; the
-official split files have {ytid}_{start:06d}.mp4, label. Every field is text: ids may look like numbers or like NA.
+A clip is the file video/{ytid}_{start:06d}.mp4. vggsound.csv has the columns YouTube id, start second, label, split;
+the official split files have {ytid}_{start:06d}.mp4, label. Every field is text: ids may look like numbers or like NA.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def label_of(annotation: str) -> str:
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """One row a clip: id, path (relative to `folder`), split, start (s), group (the source video), annotation (JSON)."""
+    """One row a clip: id, path (relative to `folder`), split, start (s), group (source video), annotation (JSON)."""
     rows: list[dict[str, object]] = []
     if (folder / CSV).is_file():
         for where, fields in _lines(folder / CSV, 4):

@@ -1,0 +1,262 @@
+"""What t3av reports on the test split: classes, the share of each modality, retrieval, and the worth of pre-training.
+
+"Audio only" and "video only" are the fine-tuned model itself with the other modality hidden, not models trained on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from models import metrics
+from models.family import ClipInfo, Evaluation, Example, InputError, Results, Table
+
+HIDDEN = {"": "", "audio": "video", "video": "audio"}  # metric prefix -> the modality to hide
+NUM_EXAMPLES = 12
+MEASURES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "map": "mean average precision",
+    "ece": "calibration error (ECE)",
+}
+PROBES = {
+    "probe_a": "linear probe, audio",
+    "probe_v": "linear probe, video",
+    "probe_av": "linear probe, both",
+    "knn_a": "kNN, audio",
+    "knn_v": "kNN, video",
+    "knn_av": "kNN, both",
+}
+
+
+def evaluate(run: Evaluation) -> Results:
+    """Score the test split once: all numbers flat, in [0, 1] unless they are counts or ranks."""
+    labels, clips = run.facts.labels["label"], run.clips("test")
+    truth = _truth(clips, labels)
+    scores = {prefix: softmax(run.predict("finetune", "test", drop=drop)["logits"].astype(np.float64), axis=1)
+              for prefix, drop in HIDDEN.items()}  # fmt: skip
+    scores["late"] = (scores["audio"] + scores["video"]) / 2
+    values, tables = _modalities(run, scores, truth)
+    for part in (_retrieval(run), _pretraining(run)):
+        values |= part[0]
+        tables |= part[1]
+    both = scores[""]
+    tables |= {
+        "per_class": _per_class(both, truth, labels),
+        "confusion": _confusion(both, truth, labels),
+        "predictions": _predictions(both, truth, labels, clips),
+    }
+    return Results(values, tables, _examples(both, truth, labels, clips))
+
+
+def _truth(clips: Sequence[ClipInfo], labels: Sequence[str]) -> np.ndarray:
+    index = {name: i for i, name in enumerate(labels)}
+    for clip in clips:
+        if clip.annotation["label"] not in index:
+            known = ", ".join(labels)
+            raise InputError(f"clip {clip.id}: label {clip.annotation['label']!r} was not in training; known: {known}")
+    return np.array([index[clip.annotation["label"]] for clip in clips])
+
+
+# --- classification and the share of each modality --------------------------------------------------------------------
+
+
+def _scores(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    counts = metrics.confusion(truth, probabilities.argmax(1), probabilities.shape[1])
+    return {
+        "top1": float(metrics.top_k(probabilities, truth, 1).mean()),
+        "top5": float(metrics.top_k(probabilities, truth, 5).mean()),
+        "balanced_accuracy": metrics.balanced_accuracy(counts),
+        "macro_f1": metrics.macro_f1(counts),
+        "map": float(np.nanmean(metrics.average_precisions(probabilities, truth))),
+        "ece": metrics.calibration_error(probabilities, truth),
+    }
+
+
+def _modalities(
+    run: Evaluation, scores: dict[str, np.ndarray], truth: np.ndarray
+) -> tuple[dict[str, float], dict[str, Table]]:
+    """Both, audio only, video only and their late fusion, and what each modality is worth."""
+    each = {prefix: _scores(probabilities, truth) for prefix, probabilities in scores.items()}
+    hits = {prefix: metrics.top_k(probabilities, truth, 1) for prefix, probabilities in scores.items()}
+    values = {f"{prefix}_{name}".lstrip("_"): each[prefix][name] for prefix in each for name in MEASURES}
+    values |= _intervals(run, scores[""], hits, truth)
+    values |= {"num_clips": float(len(truth)), "majority_top1": _majority(run, truth)}
+    shares, tables = _shares(hits, values)
+    columns = {"both": "", "audio only": "audio", "video only": "video", "late fusion": "late"}
+    frame = pd.DataFrame({"measure": list(MEASURES.values())}).assign(
+        **{title: [each[prefix][name] for name in MEASURES] for title, prefix in columns.items()}
+    )
+    note = "The same fine-tuned model each time. Late fusion: the mean of audio-only and video-only probabilities."
+    modalities = Table("With both modalities, and with one hidden", frame, note, "bars")
+    return values | shares, {"modalities": modalities} | tables
+
+
+def _shares(hits: dict[str, np.ndarray], values: dict[str, float]) -> tuple[dict[str, float], dict[str, Table]]:
+    """The Shapley split of top-1 and modality confusion."""
+    both, neither = values["top1"], values["majority_top1"]
+    split = metrics.shapley(both, values["audio_top1"], values["video_top1"], neither)
+    astray = metrics.modality_confusion(hits[""], hits["audio"], hits["video"])
+    parts = {
+        "most frequent class": neither,
+        "audio adds": split["shapley_audio"],
+        "video adds": split["shapley_video"],
+        "both": both,
+    }
+    clips = [round(share * len(hits[""])) for share in astray.values()]
+    harmed = {"right with": ["audio", "video", "each alone"], "clips": clips, "share": list(astray.values())}
+    return split | astray, {
+        "shapley": Table(
+            "What each modality adds to top-1",
+            pd.DataFrame({"part": list(parts), "top-1": list(parts.values())}),
+            "Two-player Shapley split: the first three rows add up to the last.",
+        ),
+        "modality_confusion": Table(
+            "Right with one modality, wrong with both",
+            pd.DataFrame(harmed),
+            "Clips on which the other modality did harm (modality confusion, as VGGSounder counts it).",
+        ),
+    }
+
+
+def _intervals(run: Evaluation, both: np.ndarray, hits: dict[str, np.ndarray], truth: np.ndarray) -> dict[str, float]:
+    """95 % bootstrap intervals of the main numbers; clips cut from one video are drawn together."""
+    groups = [clip.group for clip in run.clips("test")]
+    statistics = {
+        "top1": metrics.weighted_mean(hits[""]),
+        "audio_top1": metrics.weighted_mean(hits["audio"]),
+        "video_top1": metrics.weighted_mean(hits["video"]),
+        "macro_f1": metrics.weighted_macro_f1(truth, both.argmax(1), both.shape[1]),
+    }
+    values = {}
+    for name, statistic in statistics.items():
+        low, high = metrics.bootstrap(statistic, groups, run.num_bootstrap, run.seed)
+        values |= {f"{name}_low": low, f"{name}_high": high}
+    return values
+
+
+def _majority(run: Evaluation, truth: np.ndarray) -> float:
+    """Accuracy of always answering the most frequent class of the train split: what a model without inputs can do."""
+    counts = np.bincount(_truth(run.clips("train"), run.facts.labels["label"]))
+    return float(np.mean(truth == counts.argmax()))
+
+
+# --- what the phases before fine-tuning learned -----------------------------------------------------------------------
+
+
+def _retrieval(run: Evaluation) -> tuple[dict[str, float], dict[str, Table]]:
+    title = "Finding a clip's sound by its picture, and the reverse"
+    if "contrastive" not in run.trained:
+        return {}, {"retrieval": Table(title, pd.DataFrame(), "Left out: there is no contrastive checkpoint.")}
+    found = run.predict("contrastive", "test")
+    video, audio = found["video_embedding"], found["audio_embedding"]
+    pairs = _present(video) & _present(audio)
+    values = metrics.retrieval(video[pairs], audio[pairs]) | {"gallery": float(pairs.sum())}
+    rows = {"direction": ["video to audio", "audio to video"]}
+    rows |= {f"R@{k}": [values[f"r{k}_v2a"], values[f"r{k}_a2v"]] for k in (1, 5, 10)}
+    rows |= {"median rank": [values["median_rank_v2a"], values["median_rank_a2v"]]}
+    note = f"Gallery of {pairs.sum()} clips; chance R@1 is {1 / max(pairs.sum(), 1):.4f}. Ties count against the model."
+    return values, {"retrieval": Table(title, pd.DataFrame(rows), note)}
+
+
+def _pretraining(run: Evaluation) -> tuple[dict[str, float], dict[str, Table]]:
+    """Linear probe and kNN of frozen features: the last phase before fine-tuning, an earlier one, random weights."""
+    title = "Frozen features before fine-tuning"
+    sources = [phase for phase in ("contrastive", "pretrain") if phase in run.trained]
+    if not sources:
+        return {}, {"probes": Table(title, pd.DataFrame(), "Left out: fine-tuning began without pre-training.")}
+    values = _probe(run, sources[0])
+    columns = {sources[0]: values}
+    for phase in sources[1:]:
+        columns[phase] = _probe(run, phase)
+        values |= {f"{name}_{phase}": value for name, value in columns[phase].items()}
+    columns["random weights"] = random = _probe(run, sources[0], untrained=True)
+    values |= {f"{name}_random": value for name, value in random.items()}
+    values["probe_gain"] = values["probe_av"] - random["probe_av"]
+    frame = pd.DataFrame({"features": list(PROBES.values())}).assign(
+        **{source: [scores[name] for name in PROBES] for source, scores in columns.items()}
+    )
+    note = (
+        "Top-1 of a logistic regression, and of the 20 nearest neighbours, fitted to the train split's frozen features."
+    )
+    return values, {"probes": Table(title, frame, note, "bars")}
+
+
+def _probe(run: Evaluation, phase: str, untrained: bool = False) -> dict[str, float]:
+    """probe_a, knn_a, ...: test features by a fit on train features; clips that lack the modality are left out."""
+    labels = run.facts.labels["label"]
+    splits = []
+    for split in ("train", "test"):
+        found = run.predict(phase, split, untrained=untrained)
+        audio, video = found["audio_feature"].astype(np.float64), found["video_feature"].astype(np.float64)
+        both = np.concatenate([_unit(audio), _unit(video)], axis=1)
+        splits.append(({"a": audio, "v": video, "av": both}, _truth(run.clips(split), labels)))
+    (train, train_truth), (test, truth) = splits
+    values = {}
+    for name in ("a", "v", "av"):
+        seen, asked = _present(train[name]), _present(test[name])
+        data = train[name][seen], train_truth[seen], test[name][asked], truth[asked]
+        values |= {f"probe_{name}": metrics.probe_accuracy(*data), f"knn_{name}": metrics.knn_accuracy(*data)}
+    return values
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length one, so that neither modality outweighs the other; absent ones become NaN."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length > 0, length, np.nan)
+
+
+def _present(features: np.ndarray) -> np.ndarray:
+    """(N,) bool: a clip without the modality has no finite, non-zero row."""
+    return np.isfinite(features).all(1) & (features != 0).any(1)
+
+
+# --- tables and examples ----------------------------------------------------------------------------------------------
+
+
+def _per_class(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]) -> Table:
+    counts = metrics.confusion(truth, probabilities.argmax(1), len(labels))
+    precision, recall, f1 = metrics.precision_recall_f1(counts)
+    frame = pd.DataFrame(
+        {"class": labels, "support": counts.sum(1), "precision": precision, "recall": recall, "F1": f1}
+    )
+    frame["AP"] = metrics.average_precisions(probabilities, truth)
+    return Table("Per class", frame, "Both modalities. AP is one-vs-rest; empty where the test split lacks the class.")
+
+
+def _confusion(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]) -> Table:
+    counts = metrics.confusion(truth, probabilities.argmax(1), len(labels))
+    frame = pd.DataFrame(counts, columns=labels)
+    frame.insert(0, "truth", labels, allow_duplicates=True)
+    return Table("Confusion of classes", frame, "Rows are the truth, columns what was predicted.", "confusion")
+
+
+def _predictions(probabilities: np.ndarray, truth: np.ndarray, labels: list[str], clips: Sequence[ClipInfo]) -> Table:
+    names, best = np.array(labels, dtype=object), np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    frame = pd.DataFrame({"clip": [c.id for c in clips], "group": [c.group for c in clips], "truth": names[truth]})
+    for rank, column in enumerate(best.T, start=1):
+        frame[f"prediction_{rank}"] = names[column]
+        frame[f"score_{rank}"] = probabilities[np.arange(len(truth)), column]
+    return Table("Every clip", frame, "The five most probable classes of every test clip.")
+
+
+def _examples(
+    probabilities: np.ndarray, truth: np.ndarray, labels: list[str], clips: Sequence[ClipInfo]
+) -> list[Example]:
+    """Up to half are the most confident mistakes; the others are right answers spread evenly over the split."""
+    hit, confidence = metrics.top_k(probabilities, truth, 1), probabilities.max(1)
+    wrong = np.flatnonzero(~hit)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: NUM_EXAMPLES // 2]
+    right = np.flatnonzero(hit)
+    right = right[np.linspace(0, len(right) - 1, min(NUM_EXAMPLES - len(wrong), len(right))).astype(int)]
+    examples = []
+    for row in [*right, *wrong]:
+        best = np.argsort(-probabilities[row], kind="stable")[:5]
+        predictions = [(labels[i], float(probabilities[row, i])) for i in best]
+        examples.append(Example(clips[row].id, labels[truth[row]], predictions))
+    return examples

@@ -1,0 +1,68 @@
+"""Zip and tar files from outside, unpacked so that nothing is ever written beside the target folder."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from models.family import InputError
+from tasks.storage import CHUNK, atomic_file, inside
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar into `folder`; members already there stay, names and links that lead out are refused."""
+    try:
+        if archive.name.lower().endswith(".zip"):
+            _unpack_zip(archive, folder)
+        else:
+            _unpack_tar(archive, folder)
+    except (zipfile.BadZipFile, tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise InputError(f"{archive} is damaged or no archive of its kind: {error}; fetch it again") from None
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for member in members:  # all of them before the first byte is written
+            inside(folder, member.orig_filename, str(archive))
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise InputError(f"{archive}: member {member.filename!r} is a link; pack the file itself")
+            if member.flag_bits & 1:
+                raise InputError(f"{archive}: member {member.filename!r} is encrypted; unpack it and give the folder")
+        for member in tqdm(members, desc="unpacking", unit="file"):
+            if not member.is_dir():
+                with opened.open(member) as handle:
+                    _write_member(handle, member.file_size, inside(folder, member.filename, str(archive)))
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError("this Python cannot unpack tar files safely; use 3.11.4 or newer, or unpack it yourself")
+    with tarfile.open(archive) as opened:
+        for member in tqdm(opened, desc="unpacking", unit="file"):
+            path = inside(folder, member.name, str(archive)) if member.name not in (".", "./") else folder
+            try:
+                tarfile.data_filter(member, str(folder))
+            except tarfile.FilterError as error:
+                raise InputError(f"{archive}: member {member.name!r} refused: {error}") from None
+            if member.isfile() and (handle := opened.extractfile(member)) is not None:
+                _write_member(handle, member.size, path)
+            elif not path.is_symlink():
+                opened.extract(member, folder, filter="data")
+
+
+def _write_member(source: IO[bytes], size: int, target: Path) -> None:
+    if not (target.is_file() and target.stat().st_size == size):
+        with atomic_file(target) as temporary, temporary.open("wb") as handle:
+            shutil.copyfileobj(source, handle, CHUNK)

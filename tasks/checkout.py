@@ -1,0 +1,133 @@
+"""A checkout of its own for each run: a git worktree with the project's DVC cache, and an experiment of what it made.
+
+Two runs with different params never see each other's files. What they share is keyed by content: DVC's cache, its run
+cache, and the resume state of training.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from models.family import InputError
+from tasks import dvc_process
+from tasks.storage import WORK, atomic_file, locked
+
+RUNS = Path(".duet/runs")
+KEEP = 7 * 86400  # seconds that the checkout of a failed run stays, to look at it
+
+
+@contextmanager
+def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
+    """A checkout of the project's HEAD with `changes` in params.yaml; found again by its name after a failure.
+
+    It is removed when the block ends well, and kept when it does not.
+    """
+    folder = project / RUNS / name
+    with _alone(project):
+        _remove_old(project)
+    with locked(project / RUNS / f"{name}.lock"):
+        if not (folder / ".git").exists():
+            with _alone(project):
+                git(project, "worktree", "add", "--quiet", "--force", "--detach", str(folder), "HEAD")
+        _share(project, folder)
+        edit_params(folder / "params.yaml", changes)
+        # What dvc.lock knows is linked from the cache; what the cache lacks is pulled or made by its stage.
+        dvc_process.ask(folder, "checkout", "--quiet").communicate()
+        yield folder
+        remove(project, folder)
+    (project / RUNS / f"{name}.lock").unlink(missing_ok=True)
+    shutil.rmtree(project / RUNS / f"{name}.lock", ignore_errors=True)
+
+
+def remove(project: Path, folder: Path) -> None:
+    """Take a checkout away; what it made stays in the cache."""
+    with _alone(project):
+        git(project, "worktree", "remove", "--force", str(folder))
+
+
+def edit_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Set dotted keys that exist, comments kept; InputError names one that does not."""
+    yaml = YAML()
+    yaml.width = 4096
+    content = yaml.load(path.read_text())
+    for dotted, value in changes.items():
+        *parents, key = dotted.split(".")
+        place = content
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, Mapping) else None
+        if not isinstance(place, Mapping) or key not in place:
+            raise InputError(f"params.yaml: {dotted} does not exist, so it cannot be changed")
+        place[key] = value  # type: ignore[index]
+    if changes:
+        with atomic_file(path) as temporary, temporary.open("w") as file:
+            yaml.dump(content, file)
+
+
+def save_experiment(project: Path, folder: Path, name: str, message: str) -> str | None:
+    """What the run made as a DVC experiment: a commit on HEAD with its params.yaml and dvc.lock. None: nothing is new.
+
+    `dvc exp save` would do the same through refs that all worktrees share, so two runs could not save at once.
+    """
+    git(folder, "add", "--update")
+    if (folder / "dvc.lock").exists():
+        git(folder, "add", "--force", "dvc.lock")
+    head, tree = git(folder, "rev-parse", "HEAD"), git(folder, "write-tree")
+    if tree == git(folder, "rev-parse", "HEAD^{tree}"):
+        return None
+    identity = () if git(folder, "config", "--default", "", "user.email") else ("-c", "user.name=Duet", "-c", "user.email=duet@localhost")
+    commit = git(folder, *identity, "commit-tree", tree, "-p", head, "-m", message)
+    git(project, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+    return commit
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """One git command's output; InputError with git's own words where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"git {' '.join(arguments[:2])}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
+
+
+def _share(project: Path, folder: Path) -> None:
+    """Let the checkout use the project's cache, credentials and resume state."""
+    config = ConfigParser(interpolation=None)
+    config.optionxform = str  # type: ignore[assignment]
+    config.read(project / ".dvc/config.local")
+    cache = dvc_process.answer(dvc_process.ask(project, "cache", "dir")).strip()
+    config.read_dict({"cache": {"dir": cache}})
+    with (folder / ".dvc/config.local").open("w") as file:
+        config.write(file)
+    (project / WORK).mkdir(parents=True, exist_ok=True)
+    link = folder / WORK
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to((project / WORK).resolve())
+
+
+@contextmanager
+def _alone(project: Path) -> Iterator[None]:
+    """git's list of worktrees is changed by one process at a time."""
+    (project / RUNS).mkdir(parents=True, exist_ok=True)
+    with (project / RUNS / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_old(project: Path) -> None:
+    for folder in (project / RUNS).glob("*/"):
+        if (folder / ".git").exists() and time.time() - folder.stat().st_mtime > KEEP:
+            try:
+                with locked(project / RUNS / f"{folder.name}.lock"):
+                    git(project, "worktree", "remove", "--force", str(folder))
+            except InputError:
+                continue  # in use

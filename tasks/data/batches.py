@@ -1,0 +1,128 @@
+"""Which clips make up each step of a run, and the DataLoader that fetches them.
+
+All order comes from (seed, epoch): neither the number of workers nor a restart changes a batch.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from models.family import Batch, InputError
+
+Key = tuple[int, int]  # (epoch, row): what a sampler asks of a dataset
+
+
+class Clips(Protocol):
+    """A dataset of `len` rows that gives one row's tensors by (epoch, row); "row" is among them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Key) -> Batch: ...
+
+
+class TensorClips(Dataset[Batch]):
+    """Rows of tensors held in memory, such as the cached results of a phase's frozen part."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = dict(tensors)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, key: Key) -> Batch:
+        row = key[1]
+        return {**{name: tensor[row] for name, tensor in self.tensors.items()}, "row": torch.tensor(row)}
+
+
+class GlobalBatches(Sampler[list[Key]]):
+    """This rank's contiguous share of each global batch for steps first..last of a run, over all epochs.
+
+    Each epoch is its own permutation, from (seed, epoch) alone, so that a run goes on at any step without replaying.
+    The clips that do not fill a last batch sit the epoch out. `batch_size` is global, a multiple of `world`.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, first: int, last: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.first, self.last = n, batch_size, seed, first, last
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = n // batch_size
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        local = self.batch_size // self.world
+        drawn, order = -1, np.empty(0, dtype=int)
+        for step in range(self.first, self.last):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != drawn:
+                drawn, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            start = position * self.batch_size + self.rank * local
+            yield [(epoch, int(row)) for row in order[start : start + local]]
+
+
+class InOrder(Sampler[list[Key]]):
+    """Every clip once and in order, for evaluation; each rank has its contiguous share of each batch.
+
+    All ranks have equally many batches. Where the last one has fewer clips than ranks, the ranks left over repeat the
+    last clip; `loop.predictions` drops the repetition.
+    """
+
+    def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, self.n, self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, self.n))
+            share = np.array_split(rows, self.world)[self.rank]
+            yield [(0, int(row)) for row in (share if len(share) else rows[-1:])]
+
+
+def build_loader(
+    clips: Clips, batches: Sampler[list[Key]], num_workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """A loader of stacked batches on the CPU (pinned when they go on to a GPU).
+
+    Workers are forked: a phase's transform may be a closure, which spawn could not send. That is safe because workers
+    touch no GPU and the stores open their files anew in each process. The loader has a generator of its own, so
+    that starting an epoch draws nothing from the training's.
+    """
+    return DataLoader(
+        clips,  # pyright: ignore[reportArgumentType]
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=stack,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        multiprocessing_context="fork" if num_workers else None,
+        worker_init_fn=_ignore_sigterm,
+        generator=torch.Generator(),
+    )
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A SIGTERM to the whole process group is the trainer's to answer; it needs its workers to finish the step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Samples of equal shapes -> one batch; plain numbers and bools become tensors."""
+    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+
+
+def read_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's batches; an InputError of a worker comes out as its one line again, not as a traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("models.family.InputError: ")) from None

@@ -1,0 +1,97 @@
+"""A clip from the stores to tensors.
+
+All randomness of a clip comes from (seed, epoch, clip); which clips make up a step is for tasks/data/batches.py to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from models.family import Batch, ClipSpec, InputError, Sample
+from tasks import storage
+from tasks.data import manifest
+from tasks.data.audio_store import AudioStore
+from tasks.data.batches import GlobalBatches, InOrder, Key, build_loader, read_batches
+from tasks.data.frame_store import FrameStore
+
+__all__ = ["ClipDataset", "GlobalBatches", "InOrder", "build_loader", "frame_columns", "open_split", "read_batches"]
+
+
+class ClipDataset(Dataset[Batch]):
+    """The clips of a manifest table, read from the stores and put through a phase's transform."""
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        frame_store: FrameStore,
+        audio_store: AudioStore,
+        spec: ClipSpec,
+        transform: Callable[[Sample], Batch],
+        seed: int,
+    ) -> None:
+        self.ids: list[str] = table["id"].tolist()
+        self.has_video: list[bool] = table["has_video"].tolist()
+        self.has_audio: list[bool] = table["has_audio"].tolist()
+        self.annotations = manifest.annotations(table)
+        self.frame_store, self.audio_store = frame_store, audio_store
+        self.spec, self.transform, self.seed = spec, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, row = key
+        sample = Sample(
+            id=self.ids[row],
+            frames=self._frames(row),
+            wave=self._wave(row),
+            annotation=self.annotations[row],
+            rng=np.random.default_rng([self.seed, epoch, row]),
+        )
+        return {**self.transform(sample), "row": torch.tensor(row)}
+
+    def _frames(self, row: int) -> np.ndarray | None:
+        if self.spec.num_frames == 0 or not self.has_video[row]:
+            return None
+        columns = frame_columns(self.frame_store.num_frames(self.ids[row]), self.spec.num_frames)
+        return self.frame_store.decode(self.ids[row], columns)
+
+    def _wave(self, row: int) -> np.ndarray | None:
+        if self.spec.audio_seconds == 0 or not self.has_audio[row]:
+            return None
+        wave, rate = self.audio_store.read(self.ids[row])
+        if rate != self.spec.sample_rate:
+            raise InputError(
+                f"clip {self.ids[row]} is stored at {rate} Hz and the phase hears {self.spec.sample_rate} Hz; "
+                "set stores.<dataset>.sample_rate to that and run the stores stage again"
+            )
+        return wave[: round(rate * self.spec.audio_seconds)]
+
+
+def frame_columns(stored: int, wanted: int) -> list[int]:
+    """`wanted` of `stored` frames, evenly from first to last: round(i (n - 1) / (T - 1)); the middle one for T = 1."""
+    if wanted == 1:
+        return [(stored - 1) // 2]
+    return [round(i * (stored - 1) / (wanted - 1)) for i in range(wanted)]
+
+
+def open_split(
+    dataset: str, split: str, spec: ClipSpec, transform: Callable[[Sample], Batch], seed: int
+) -> ClipDataset:
+    """A split of data/<dataset> as `ClipDataset`; InputError when the stores lack clips of the manifest."""
+    table = manifest.read(dataset)
+    table = table[table["split"] == split].reset_index(drop=True)
+    folder = storage.DATA / dataset / "stores"
+    frame_store, audio_store = FrameStore(folder), AudioStore(folder)
+    missing = sorted(set(table["id"]) - set(frame_store.ids))
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
+            f"run `python -m tasks.stores {dataset}` again"
+        )
+    return ClipDataset(table, frame_store, audio_store, spec, transform, seed)

@@ -1,0 +1,133 @@
+"""One process or many: where this one stands, how the module is wrapped, and what is gathered from all of them.
+
+Launched by torchrun there are WORLD_SIZE processes; started plainly there is one and no process group at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.family import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among all of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leader(self) -> bool:
+        """The one process that prints and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def launched(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Place]:
+    """This process's place; under torchrun the process group lives as long as the block."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda and this machine has no GPU that PyTorch can use; set device: auto or cpu")
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if "WORLD_SIZE" not in os.environ:
+        yield Place(torch.device(kind))
+        return
+    where = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Place(where, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(module: nn.Module, strategy: Literal["ddp", "fsdp"], place: Place) -> nn.Module:
+    """What every forward pass goes through: the module alone, DDP, or FSDP2 with each layer of a list sharded."""
+    if place.world == 1:
+        return module
+    if strategy == "ddp":
+        # Buffers are not broadcast at each forward pass: evaluation would have to stay in step for nothing.
+        return DistributedDataParallel(module, broadcast_buffers=False)
+    mesh = init_device_mesh(place.device.type, (place.world,))
+    # The root too is resharded after each forward pass: the moving average writes to the shards between two of them.
+    for part in reversed(list(module.modules())):  # inner lists before outer ones
+        if isinstance(part, nn.ModuleList):
+            for layer in part:
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    if hasattr(module, "joint_loss"):
+        register_fsdp_forward_method(module, "joint_loss")
+    return module
+
+
+def synchronising(wrapper: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Gradients cross the processes only in the backward pass of a step's last micro-batch."""
+    if isinstance(wrapper, DistributedDataParallel) and not last:
+        return wrapper.no_sync()
+    if isinstance(wrapper, FSDPModule):
+        wrapper.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def whole(value: Any) -> Any:
+    """A nested structure with every sharded tensor gathered (a collective: all ranks call it), all on the CPU."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().detach().cpu()
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return value
+
+
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device, and sharded the way, of `like`."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)
+
+
+def total(values: Tensor, place: Place, how: Literal["sum", "min", "max"] = "sum") -> Tensor:
+    """The element-wise sum, minimum or maximum over all ranks, as a new tensor."""
+    values = values.clone()
+    if place.world > 1:
+        dist.all_reduce(values, {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[how])
+    return values
+
+
+def any_rank(flag: bool, place: Place) -> bool:
+    """Whether the flag is up on any rank; over the CPU, so that no GPU waits."""
+    return flag if place.world == 1 else bool(total(torch.tensor(int(flag)), place, "max"))
+
+
+def gather(value: Any, place: Place) -> list[Any]:
+    """Everyone's value in rank order on rank 0, an empty list elsewhere."""
+    if place.world == 1:
+        return [value]
+    values = [None] * place.world if place.leader else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def from_leader(value: Any, place: Place) -> Any:
+    """Rank 0's value everywhere."""
+    values = [value]
+    if place.world > 1:
+        dist.broadcast_object_list(values)
+    return values[0]

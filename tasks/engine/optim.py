@@ -1,0 +1,84 @@
+"""AdamW, its schedule, clipping and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from models.family import InputError
+
+
+def rest_frozen_parts(module: nn.Module) -> None:
+    """Training mode, save for frozen parts: where no parameter of a submodule is trained, dropout and batch norm rest."""
+    module.train()
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
+
+
+def build_optimizer(module: nn.Module, lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over what is trained; decay on weights of two or more dimensions alone."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError("every parameter is frozen, nothing is left to train; unfreeze a part in params.yaml")
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, beta2))
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
+    """Rate of a step counted from 0: linear up to `peak` at the last of `warmup` steps, then half a cosine to `floor`.
+
+    SGDR's cosine (Loshchilov & Hutter 2017) without restarts; the step after the last one would have `floor` exactly.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale all gradients to a total norm of at most `limit` (0 = leave them); the norm before that, on the device."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class MovingAverage:
+    """Exponential moving average of a module's weights, starting at the initial ones; other state is copied."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = module.state_dict()  # shares memory with the module
+        self.state = {key: value.detach().clone() for key, value in self.live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """average = decay x average + (1 - decay) x weights."""
+        for key, value in self.live.items():
+            if value.is_floating_point():
+                self.state[key].lerp_(value, 1 - self.decay)
+            else:
+                self.state[key].copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The module carries the averaged weights inside the block."""
+        with torch.no_grad():
+            trained = {key: value.clone() for key, value in self.live.items()}
+            for key, value in self.live.items():
+                value.copy_(self.state[key])
+            try:
+                yield
+            finally:
+                for key, value in self.live.items():
+                    value.copy_(trained[key])
