@@ -1,0 +1,147 @@
+"""The frame store: SwinBERT's TSV of base64 JPEGs, sharded, read by memory map.
+
+A row is `key \\t {"class": -1, "width": w, "height": h} \\t base64 JPEG \\t …`. Beside X.tsv stand X.lineidx (byte offset of each
+row, decimal, one a line) and X.lineidx.8b (the same as little-endian unsigned 64-bit integers).
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from models.family import InputError
+from tasks import storage
+
+INDEX = "index.parquet"
+
+
+def write_frames(path: Path, rows: Iterable[tuple[str, int, int, Sequence[bytes]]]) -> int:
+    """Write rows of (key, width, height, JPEGs) to `path` (X.tsv) and its two indices; returns the number of rows.
+
+    The TSV takes its name last: where it stands, the store is whole. ValueError for a key that would break the format.
+    """
+    offsets: list[int] = []
+    with storage.atomic_file(path) as temporary:
+        with temporary.open("wb") as handle:
+            for key, width, height, jpegs in rows:
+                if not key or any(c in key for c in "\t\n\r"):
+                    raise ValueError(f"key {key!r} is empty or holds a tab or a line break")
+                offsets.append(handle.tell())
+                size = json.dumps({"class": -1, "width": width, "height": height})
+                columns = [key.encode(), size.encode(), *(binascii.b2a_base64(jpeg, newline=False) for jpeg in jpegs)]
+                handle.write(b"\t".join(columns) + b"\n")
+        with storage.atomic_file(path.with_suffix(".lineidx")) as text:
+            text.write_text("".join(f"{offset}\n" for offset in offsets))
+        with storage.atomic_file(path.with_suffix(".lineidx.8b")) as binary:
+            np.array(offsets, "<u8").tofile(binary)
+    return len(offsets)
+
+
+class FrameShard:
+    """One TSV, its rows found through the .lineidx.8b, or through the .lineidx where a foreign store lacks that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        binary, text = path.with_suffix(".lineidx.8b"), path.with_suffix(".lineidx")
+        if binary.is_file():
+            self.offsets = np.memmap(binary, "<u8", "r") if binary.stat().st_size else np.empty(0, "<u8")
+        elif text.is_file():
+            self.offsets = np.loadtxt(text, dtype="<u8", ndmin=1)
+        else:
+            raise InputError(f"{path} lacks its {text.name}; build the index again")
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def row(self, number: int) -> tuple[memoryview, list[int]]:
+        """A row's bytes and the position after each of its tabs; nothing is copied or decoded."""
+        if self._map is None:
+            with self.path.open("rb") as handle:
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        start = int(self.offsets[number])
+        end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
+        data, tabs, at = self._map, [], start
+        while (at := data.find(b"\t", at, end) + 1) > 0:
+            tabs.append(at - start)
+        return memoryview(data)[start:end], tabs
+
+    def key(self, number: int) -> str:
+        """The row's key."""
+        view, tabs = self.row(number)
+        return bytes(view[: tabs[0] - 1]).decode()
+
+    def num_frames(self, number: int) -> int:
+        """How many JPEGs the row holds."""
+        return len(self.row(number)[1]) - 1
+
+    def jpegs(self, number: int, columns: Sequence[int]) -> list[bytes]:
+        """The JPEGs of the chosen columns (0 = the first picture); only these are decoded from base64."""
+        view, tabs = self.row(number)
+        ends = [*(tab - 1 for tab in tabs[1:]), len(view)]
+        return [binascii.a2b_base64(view[tabs[c + 1] : ends[c + 1]]) for c in columns]
+
+
+class FrameStore:
+    """The shards of a dataset's stores folder, by clip id."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = read_index(folder)
+        self.index = index[index["num_frames"] > 0].set_index("id")
+        self._shards: dict[int, FrameShard] = {}
+        self._count = len(list(folder.glob("frames-*.tsv")))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def ids(self) -> list[str]:
+        """Clips in the store, in its order."""
+        return self.index.index.tolist()
+
+    def num_frames(self, clip: str) -> int:
+        """Stored frames of a clip."""
+        return int(self.index.at[clip, "num_frames"])
+
+    def read(self, clip: str, columns: Sequence[int]) -> list[bytes]:
+        """JPEG bytes of the chosen columns."""
+        number = int(self.index.at[clip, "shard"])
+        if number not in self._shards:
+            self._shards[number] = FrameShard(self.folder / shard_name("frames", number, self._count, "tsv"))
+        return self._shards[number].jpegs(int(self.index.at[clip, "row"]), columns)
+
+    def decode(self, clip: str, columns: Sequence[int]) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB of the chosen columns."""
+        return decode_jpegs(self.read(clip, columns))
+
+
+def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
+    """JPEGs of one size -> (T, H, W, 3) uint8 RGB; each distinct picture is decoded once."""
+    encoded = {jpeg: torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs}
+    images = {jpeg: decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy() for jpeg, data in encoded.items()}
+    return np.stack([images[jpeg] for jpeg in jpegs])
+
+
+def shard_name(kind: str, number: int, count: int, ending: str) -> str:
+    """Such as frames-00000-of-00004.tsv."""
+    return f"{kind}-{number:05d}-of-{count:05d}.{ending}"
+
+
+def read_index(folder: Path) -> pd.DataFrame:
+    """The stores' table: id, shard, row, num_frames, width, height, has_audio."""
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder / INDEX} not found; run the stores stage first")
+    return pd.read_parquet(folder / INDEX)
