@@ -45,7 +45,6 @@ def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
         dvc_process.ask(folder, "checkout", "--quiet").communicate()
         yield folder
         remove(project, folder)
-    (project / RUNS / f"{name}.lock").unlink(missing_ok=True)
     shutil.rmtree(project / RUNS / f"{name}.lock", ignore_errors=True)
 
 
@@ -84,7 +83,8 @@ def save_experiment(project: Path, folder: Path, name: str, message: str) -> str
     head, tree = git(folder, "rev-parse", "HEAD"), git(folder, "write-tree")
     if tree == git(folder, "rev-parse", "HEAD^{tree}"):
         return None
-    identity = () if git(folder, "config", "--default", "", "user.email") else ("-c", "user.name=Duet", "-c", "user.email=duet@localhost")
+    is_known = git(folder, "config", "--default", "", "user.email")
+    identity = () if is_known else ("-c", "user.name=Duet", "-c", "user.email=duet@localhost")
     commit = git(folder, *identity, "commit-tree", tree, "-p", head, "-m", message)
     git(project, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
     return commit
@@ -124,7 +124,7 @@ def _alone(project: Path) -> Iterator[None]:
 
 
 def _remove_old(project: Path) -> None:
-    for folder in (project / RUNS).glob("*/"):
+    for folder in (project / RUNS).iterdir():
         if (folder / ".git").exists() and time.time() - folder.stat().st_mtime > KEEP:
             try:
                 with locked(project / RUNS / f"{folder.name}.lock"):

@@ -51,7 +51,7 @@ class StageUnlucky(StageFailed):
     """A stage failed for a reason outside it: trying again may help."""
 
 
-class Stopped(Exception):  # noqa: N818: not an error
+class Stopped(Exception):
     """The stage was asked to end and did."""
 
 
@@ -107,7 +107,9 @@ def guarded(command: Sequence[str], grace: float = GRACE, keep: Sequence[int] = 
     reading, writing = os.pipe()
     try:
         line = [sys.executable, "-P", str(GUARD), str(reading), str(grace), *command]
-        process = subprocess.Popen(line, start_new_session=True, pass_fds=[reading, *keep], **options)
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            line, start_new_session=True, pass_fds=[reading, *keep], **options
+        )
     except BaseException:
         os.close(writing)
         raise
@@ -147,7 +149,9 @@ def run(
     env = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", **(environment or {})}
     if stop.is_set():
         raise Stopped
-    child = guarded(command, keep=keep, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+    child = guarded(
+        command, keep=keep, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    )
     feed, deadline, late = LineFeed(emit), time.monotonic() + (timeout or float("inf")), False
     try:
         with log.open("ab") as file:
@@ -210,9 +214,7 @@ def reproduce(
         lines.append(line) if line.startswith(("Running stage", f"Stage '{stage}'")) else None
         emit(line)
 
-    code, tail = run(
-        command, folder, watch, stop, log=log, timeout=timeout, environment=environment, keep=keep
-    )
+    code, tail = run(command, folder, watch, stop, log=log, timeout=timeout, environment=environment, keep=keep)
     if code:
         text = "\n".join(tail)
         kind = StageUnlucky if _TEMPORARY.search(text) else StageFailed
