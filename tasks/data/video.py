@@ -20,8 +20,6 @@ from PIL import Image
 
 from tasks.data.audio import Resampler
 
-FULL_SCALE = 32768.0
-
 
 class ClipError(Exception):
     """A clip cannot be used: `reason` is a short word for tables, `detail` says more."""
@@ -157,8 +155,7 @@ def _groups(wanted: set[int], times: Sequence[int], keys: Sequence[bool]) -> lis
     spans: list[tuple[int, int]] = []
     for pts in sorted(wanted):
         k = max(bisect_right(starts, pts) - 1, 0)
-        last = starts[k + 1] if k + 1 < len(starts) else times[-1]
-        spans.append((min(starts[max(k - 1, 0)], times[0] if k == 0 else starts[k - 1]), last))
+        spans.append((starts[k - 1] if k else times[0], starts[k + 1] if k + 1 < len(starts) else times[-1]))
     return spans
 
 
