@@ -1,0 +1,41 @@
+"""The transformer block that families share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through PyTorch's fused kernels."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `keys` (B, N) bool: which tokens may be attended to, None = all."""
+        batch, num, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, num, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
+        mask = None if keys is None else keys[:, None, None, :]
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).reshape(batch, num, dim))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block (ViT, Dosovitskiy et al. 2021): attention and a GELU network of 4 times the width."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.attn(self.norm1(x), keys)
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))

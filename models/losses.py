@@ -1,0 +1,67 @@
+"""Losses that families share."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional
+
+
+def reconstruction(predicted: Tensor, patches: Tensor, masked: Tensor, norm_pix: bool) -> Tensor:
+    """(B,) mean squared error over the masked patches of each clip; predicted and patches (B, N, P), masked (B, N).
+
+    norm_pix: each target patch is (p - mean) / sqrt(var + 1e-6), var unbiased (MAE, He et al. 2022, eq. in §3).
+    """
+    target = patches.float()
+    if norm_pix:
+        variance, mean = torch.var_mean(target, -1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    error = (predicted.float() - target).square().mean(-1)
+    return (error * masked).sum(1) / masked.sum(1)
+
+
+def info_nce(first: Tensor, second: Tensor, valid: Tensor, temperature: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021) of unit vectors (B, E); pairs where `valid` (B,) is False do not count.
+
+    Under torch.distributed the negatives are those of all ranks, unequal numbers allowed. Every rank computes the loss of the
+    joined batch, and gradients flow back through the gathering, so that DDP's mean over ranks is its exact gradient.
+    """
+    first, second, valid = _joined(first.float()), _joined(second.float()), _joined(valid)
+    logits = first @ second.T / temperature
+    logits = logits.masked_fill(~(valid[:, None] & valid[None, :]), -1e9)
+    own = torch.arange(len(logits), device=logits.device)
+    both = functional.cross_entropy(logits, own, reduction="none") + functional.cross_entropy(
+        logits.T, own, reduction="none"
+    )
+    return (both * valid).sum() / 2 / valid.sum().clamp(min=1)
+
+
+def _joined(local: Tensor) -> Tensor:
+    """The rows of all ranks, in order of rank; with gradients for what has them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return local
+    size = torch.tensor([len(local)], device=local.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    lengths = [int(length) for length in sizes]
+    longest = max(lengths)
+    padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    if local.is_floating_point():
+        parts = cast("tuple[Tensor, ...]", all_gather(padded))
+    else:
+        parts = tuple(torch.empty_like(padded) for _ in lengths)
+        dist.all_gather(list(parts), padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:
+    """1.0 where different clips look alike (mean cosine above 0.95) or InfoNCE stays within 1 % of ln(num), else 0.0."""
+    unit = embeddings.float()
+    pairs = max(len(unit) * (len(unit) - 1), 1)
+    cosine = (unit.sum(0).square().sum() - unit.square().sum()) / pairs
+    chance = torch.log(torch.tensor(float(max(num, 2)), device=loss.device))
+    return ((cosine > 0.95) | ((loss - chance).abs() < 0.01 * chance)).float()
