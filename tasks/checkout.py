@@ -28,9 +28,9 @@ KEEP = 7 * 86400  # seconds that the checkout of a failed run stays, to look at 
 
 @contextmanager
 def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
-    """A checkout of the project's HEAD with `changes` in params.yaml; found again by its name after a failure.
+    """A checkout of the project's HEAD with `changes` in params.yaml; one of that name that was kept is used again.
 
-    It is removed when the block ends well, and kept when it does not.
+    It stays after the block unless `remove` was called.
     """
     folder = project / RUNS / name
     with _alone(project):
@@ -44,8 +44,8 @@ def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
         # What dvc.lock knows is linked from the cache; what the cache lacks is pulled or made by its stage.
         dvc_process.ask(folder, "checkout", "--quiet").communicate()
         yield folder
-        remove(project, folder)
-    shutil.rmtree(project / RUNS / f"{name}.lock", ignore_errors=True)
+    if not folder.exists():
+        shutil.rmtree(project / RUNS / f"{name}.lock")
 
 
 def remove(project: Path, folder: Path) -> None:
@@ -112,6 +112,13 @@ def _share(project: Path, folder: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
         link.symlink_to((project / WORK).resolve())
+
+
+def has_remote(project: Path) -> bool:
+    """Whether the project names a default DVC remote, in its configuration or in that of this machine alone."""
+    config = ConfigParser(interpolation=None)
+    config.read([project / ".dvc/config", project / ".dvc/config.local"])
+    return config.has_option("core", "remote")
 
 
 @contextmanager

@@ -214,6 +214,8 @@ def reproduce(
         lines.append(line) if line.startswith(("Running stage", f"Stage '{stage}'")) else None
         emit(line)
 
+    if force and pull:  # `repro --force` does not pull what the stage needs
+        code, tail = run(["dvc", "--wait-for-lock", "pull", "--with-deps", stage], folder, emit, stop, log=log)
     code, tail = run(command, folder, watch, stop, log=log, timeout=timeout, environment=environment, keep=keep)
     if code:
         text = "\n".join(tail)

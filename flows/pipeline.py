@@ -1,0 +1,187 @@
+"""The DVC graph as one flow. Also without a server of its own: `python -m flows.pipeline register@t3av`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Annotated, Any, Literal
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows import orchestration
+from flows.stage import Site, run_stage
+from models.family import InputError
+from tasks import checkout, dvc_process
+
+Workspace = Literal["own", "current"]
+Needs = Mapping[str, Sequence[str]]
+
+
+Targets = Annotated[list[str], Field(description="Stages to bring up to date, such as register@t3av; none: all")]
+Downstream = Annotated[bool, Field(description="Run what comes after the targets instead of what comes before them")]
+Force = Annotated[bool, Field(description="Run the stages even where nothing changed")]
+Place = Annotated[
+    Workspace, Field(description="own: a checkout of HEAD for this run alone; current: the project as it is")
+]
+Changes = Annotated[
+    dict[str, Any],
+    Field(description="Values for params.yaml by dotted name, such as t3av.finetune.lr; own checkout only"),
+]
+
+
+@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
+def pipeline(
+    targets: Targets = [],  # noqa: B006: Prefect shows the default in the form and does not change it
+    downstream: Downstream = False,
+    force: Force = False,
+    workspace: Place = "own",
+    params: Changes = {},  # noqa: B006
+) -> State[Any]:
+    """Bring stages of dvc.yaml up to date, each as a task."""
+    return run_graph(targets, downstream=downstream, force=force, workspace=workspace, changes=params)
+
+
+def run_graph(
+    targets: Sequence[str],
+    *,
+    downstream: bool = False,
+    force: bool = False,
+    workspace: Workspace = "own",
+    changes: Mapping[str, Any] | None = None,
+) -> State[Any]:
+    """What every flow does. The state says what ran; a mistake in the request is one line, before any stage starts."""
+    project, name = orchestration.project(), _run_name()
+    try:
+        with chdir(project), _checkout(project, name, workspace, changes or {}) as folder:
+            status, dag = dvc_process.ask(folder, "status", "--json"), dvc_process.ask(folder, "dag", "--dot")
+            needs = dvc_process.parse_dot(dvc_process.answer(dag))
+            may_change = dvc_process.parse_status(dvc_process.answer(status), needs)
+            settings = orchestration.load(folder)
+            settings.check(needs)
+            chosen = select(needs, targets, downstream)
+            site = Site(
+                project,
+                folder,
+                flow_run_id=str(flow_run.get_id()),
+                force=force,
+                pull=checkout.has_remote(project),
+                room=BoundedSemaphore(settings.max_parallel),
+            )
+            state = _run_stages(chosen, needs, set(chosen) if force else may_change, settings, site)
+            if workspace == "own":
+                _save(site, f"{name}: {', '.join(targets) or 'all stages'}: {state.message}")
+            if workspace == "own" and state.is_completed():
+                checkout.remove(project, folder)
+            return state
+    except InputError as error:
+        get_run_logger().error("%s", error)
+        return Failed(message=str(error))
+
+
+def select(needs: Needs, targets: Sequence[str], downstream: bool = False) -> list[str]:
+    """The stages to run, in order: the targets with all they need, or with all that needs them; none: every stage.
+
+    A target may leave out what follows the @ and then means all of that name.
+    """
+    wanted: set[str] = set()
+    for target in targets:
+        found = {stage for stage in needs if target in (stage, stage.partition("@")[0])}
+        if not found:
+            raise InputError(f"no stage {target!r}; there is {', '.join(needs)}")
+        wanted |= found
+    if not targets:
+        return list(needs)
+    if downstream:
+        for stage in needs:  # in order: those before a stage are decided before it
+            if wanted.intersection(needs[stage]):
+                wanted.add(stage)
+    else:
+        for stage in reversed(list(needs)):
+            if stage in wanted:
+                wanted.update(needs[stage])
+    return [stage for stage in needs if stage in wanted]
+
+
+def _run_stages(
+    chosen: Sequence[str], needs: Needs, may_change: set[str], settings: orchestration.Orchestration, site: Site
+) -> State[Any]:
+    """Start a task per stage, each waiting for those it needs. A failed one holds up only what needs it."""
+    futures: dict[str, PrefectFuture[Any]] = {}
+    try:
+        for stage in chosen:
+            before = [futures[need] for need in needs[stage] if need in futures]
+            task = run_stage.submit(stage, site, settings.of(stage), stage in may_change, wait_for=before)
+            futures[stage] = task
+        for future in futures.values():
+            future.wait()
+    except (TerminationSignal, KeyboardInterrupt):
+        # Prefect's own handler turned SIGTERM into this exception. The stages end by themselves now, checkpoint saved;
+        # the tasks return Cancelled and so does the flow.
+        site.stop.set()
+        for future in futures.values():
+            future.wait()
+        return Cancelled(message="Cancelled; running it again goes on from the last checkpoint")
+    return _summary({stage: future.state for stage, future in futures.items()})
+
+
+def _summary(states: Mapping[str, State[Any]]) -> State[Any]:
+    cached = [stage for stage, state in states.items() if state.name == "Cached"]
+    failed = [stage for stage, state in states.items() if state.is_failed() or state.is_crashed()]
+    waiting = [stage for stage, state in states.items() if not state.is_final()]
+    if failed:
+        left = f"; not run: {', '.join(waiting)}" if waiting else ""
+        return Failed(message=f"{', '.join(failed)} failed{left}")
+    return Completed(message=f"{len(states) - len(cached)} stages ran, {len(cached)} cached")
+
+
+@contextmanager
+def _checkout(project: Path, name: str, workspace: Workspace, changes: Mapping[str, Any]) -> Iterator[Path]:
+    if workspace == "current":
+        if changes:
+            raise InputError("params can only change in a checkout of its own: workspace own, or edit params.yaml")
+        yield project
+    else:
+        with checkout.own(project, name, changes) as folder:
+            yield folder
+
+
+def _save(site: Site, message: str) -> None:
+    commit = checkout.save_experiment(site.project, site.folder, site.folder.name, message)
+    if commit:
+        get_run_logger().info("Experiment %s (%s): see `dvc exp show`", site.folder.name, commit[:7])
+    else:
+        get_run_logger().info("Nothing differs from HEAD, so there is no experiment to keep")
+
+
+def _run_name() -> str:
+    """The flow run's name and a piece of its id: unique, and fit for a folder and a git reference."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", flow_run.get_name() or "run").strip("-")
+    return f"{name}-{str(flow_run.get_id())[:8]}"
+
+
+def main() -> None:
+    """The command line: runs here and now, under PREFECT_API_URL or a server that lives as long as the run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", help="stages; none: all")
+    parser.add_argument("--downstream", action="store_true")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--workspace", choices=["own", "current"], default="current")
+    state = pipeline(**vars(parser.parse_args()), return_state=True)
+    print(f"{state.name}: {state.message}", flush=True)
+    sys.exit(0 if state.is_completed() else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""One DVC stage as a Prefect task: its lines as logs, its results as artifacts, its end as a state."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import BoundedSemaphore, Event
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.orchestration import Placement
+from models.family import InputError
+from tasks import dvc_process, graph, run_links, slots
+from tasks.dvc_process import StageFailed, StageUnlucky, Stopped
+
+MAX_PICTURES = 8  # of one stage; all of them are in its report
+MAX_PICTURE = 400_000  # bytes: an artifact is kept in Prefect's database
+# What the stage would leave behind, and where: the report of the quarantine, of the evaluation.
+PAGES = ("report.html", "quarantine.html")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the stages of one flow run work, and what they share there."""
+
+    project: Path
+    folder: Path  # the checkout: the project itself, or a worktree of it
+    flow_run_id: str
+    force: bool
+    pull: bool  # a DVC remote is configured
+    stop: Event = field(default_factory=Event)
+    room: BoundedSemaphore = field(default_factory=BoundedSemaphore)  # stages at once
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until fewer than `max_parallel` stages run; Stopped when the run is cancelled meanwhile."""
+        while not self.room.acquire(timeout=0.5):
+            if self.stop.is_set():
+                raise Stopped
+        try:
+            yield
+        finally:
+            self.room.release()
+
+    @property
+    def logs(self) -> Path:
+        """Everything the stages print, unabridged."""
+        return self.project / ".duet/logs" / self.flow_run_id
+
+
+# DVC is the cache: a second one on top of it would answer with results that DVC no longer has.
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def run_stage(stage: str, site: Site, placement: Placement, may_change: bool) -> State[Any]:
+    """Bring a stage up to date; a stage that `dvc status` found unchanged is only shown."""
+    if site.stop.is_set():
+        return Cancelled(message="The run was cancelled before this stage began")
+    if not may_change:
+        return Completed(name="Cached", message="Unchanged since it last ran")
+    logger = get_run_logger()
+    try:
+        with slots.hold(placement.devices, site.stop) as held, site.turn():
+            result = reproduce(stage, site, placement, held, logger.info)
+    except Stopped:
+        return Cancelled(message="Stopped; training resumes from its checkpoint when it is run again")
+    except (StageFailed, InputError) as error:
+        logger.error("%s", str(error).splitlines()[0])
+        return Failed(message=str(error)[-2000:])
+    if result == "unchanged":
+        return Completed(name="Cached", message="Unchanged: what came before it made the same bytes")
+    try:
+        _show(stage, site)
+    except Exception as error:  # a picture that cannot be shown must not undo a trained model
+        logger.warning("Results of %s are not shown: %s", stage, error)
+    if result == "cached":
+        return Completed(name="Cached", message="Restored from the run cache")
+    return Completed(message="Ran")
+
+
+def reproduce(
+    stage: str, site: Site, placement: Placement, held: slots.Slots, emit: Callable[[str], None]
+) -> dvc_process.Result:
+    """Run the stage, again after a growing pause where networks, stores or a killed process made it fail."""
+    processes = max(1, placement.devices)
+    environment = {**held.environment(processes), "PREFECT__FLOW_RUN_ID": site.flow_run_id}
+    environment["DUET_HOME"] = str(site.project)
+    log = site.logs / f"{stage.replace('/', '-')}.log"
+    for attempt in range(placement.retries + 1):
+        try:
+            return dvc_process.reproduce(
+                stage,
+                site.folder,
+                emit,
+                site.stop,
+                log=log,
+                force=site.force,
+                pull=site.pull,
+                timeout=placement.timeout,
+                environment=environment,
+                keep=held.descriptors,
+            )
+        except StageUnlucky as error:
+            if attempt == placement.retries:
+                raise
+            pause = placement.backoff * 2**attempt
+            emit(f"{str(error).splitlines()[-1]}: trying again in {pause:g} s ({attempt + 1} of {placement.retries})")
+            site.stop.wait(pause)
+    raise Stopped
+
+
+def _show(stage: str, site: Site) -> None:
+    """Metrics, plots, pages and runs of a stage as artifacts of its task."""
+    key = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-")
+    outs = [site.folder / path for path in graph.hashes(stage, site.folder / "dvc.lock")["outs"]]
+    files = [file for out in outs for file in (out.rglob("*") if out.is_dir() else [out])]
+    for file in (file for file in files if file.name == "metrics.json"):
+        rows = [{"metric": name, "value": value} for name, value in _flat(json.loads(file.read_text()))]
+        create_table_artifact(key=f"{key}-metrics", table=rows, description=f"Metrics of {stage}")
+    pictures = sorted(file for file in files if file.suffix == ".png" and file.stat().st_size <= MAX_PICTURE)
+    for picture in pictures[:MAX_PICTURES]:
+        name = re.sub(r"[^a-z0-9]+", "-", picture.stem.lower()).strip("-")
+        data = base64.b64encode(picture.read_bytes()).decode()
+        address = f"data:image/png;base64,{data}"
+        create_image_artifact(address, key=f"{key}-{name}", description=f"{stage}: {picture.stem}")
+    for page in (file for file in files if file.name in PAGES):
+        place = page.relative_to(site.folder)
+        name = site.folder.name
+        text = f"`{place}` of experiment `{name}`. To open it: `dvc exp apply {name}`."
+        create_markdown_artifact(text, key=f"{key}-report", description=f"Report of {stage}")
+    if os.environ.get("DUET_TRACKING") != "off":
+        for name, address in run_links.run_links(stage, site.flow_run_id):
+            create_link_artifact(address, link_text=f"MLflow run {name}", key=f"{key}-run", description=stage)
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested metrics as dotted names."""
+    if not isinstance(values, dict):
+        return [(prefix.rstrip("."), values)]
+    return [row for key, value in values.items() for row in _flat(value, f"{prefix}{key}.")]
