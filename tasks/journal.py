@@ -1,8 +1,8 @@
 """What a stage tells about its run, written to disk at once and sent to MLflow by another process.
 
 Importing MLflow and opening its store take longer than most data stages, and a tracking server can be away for an hour
-of a three-day training. So a stage only appends lines to `.duet/tracking/<id>/journal.jsonl`; one background process for
-all stages (`python -m tasks.tracking`) delivers them within seconds, and what could not be delivered waits for the next
+of a three-day training. So a stage only appends lines to `.duet/tracking/<id>/journal.jsonl`; a background process for
+all stages (`python -m tasks.tracking`) delivers them in seconds, and what could not be delivered waits for the next
 stage. The stage holds a lock on its journal: one without an `end` line whose lock is free is of a run that was killed.
 """
 
@@ -90,7 +90,7 @@ def run(stage: str, params: Mapping[str, Any], inputs: Iterable[Path | str] = ()
         "start",
         experiment=stage.partition("@")[2] or stage,
         name=stage,
-        params={key: _text(value) for key, value in redact(flatten(params)).items()},
+        params=params_of(params),
         tags=redact({"duet.run": active.id, **_tags(stage, inputs)}),
     )
     _start_delivery()
@@ -103,6 +103,11 @@ def run(stage: str, params: Mapping[str, Any], inputs: Iterable[Path | str] = ()
         raise
     finally:
         active._end(status)
+
+
+def params_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as MLflow's params: dotted keys, texts, no secrets."""
+    return {key: _text(value) for key, value in redact(flatten(values)).items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

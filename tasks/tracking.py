@@ -13,17 +13,29 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.journal import ERROR, JOURNAL, OUTBOX, Run, is_abandoned, run
+from tasks.journal import ERROR, JOURNAL, OUTBOX, Run, is_abandoned, params_of, redact, run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
-__all__ = ["Run", "find_run", "flush", "run"]
+__all__ = [
+    "Run",
+    "Submission",
+    "add_version",
+    "download_bundle",
+    "find_run",
+    "find_version",
+    "flush",
+    "run",
+    "set_alias",
+]
 
 LINGER = 10.0  # seconds without work before the delivering process ends: the next stage finds MLflow loaded
 SENT = "sent.json"  # beside a journal: MLflow's run id and how many bytes of the journal it has
@@ -37,9 +49,13 @@ def uri() -> str:
 def client() -> MlflowClient:
     """A client of the configured store. The first call in a process takes seconds, the first in a project longer."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    from mlflow import MlflowClient
+    os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    import mlflow
 
-    return MlflowClient(uri())
+    mlflow.set_tracking_uri(uri())
+    mlflow.set_registry_uri(uri())
+    return mlflow.MlflowClient()
 
 
 def experiment(store: MlflowClient, name: str) -> str:
@@ -63,11 +79,137 @@ def _search(store: MlflowClient, tag: str, value: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
+# --- the registry -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What becomes a registered version."""
+
+    name: str  # of the registered model
+    experiment: str
+    stage: str  # the run's name
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    bundle: Path
+    code: Path  # the file that MLflow executes to serve the version
+    code_paths: Sequence[Path]  # packages that travel with the version
+    requirements: Sequence[str]
+    example: pd.DataFrame
+    answer: pd.DataFrame  # what the version must answer to the example
+
+
+def find_version(name: str, tags: Mapping[str, str]) -> int | None:
+    """The first version of a registered model that has all these tags."""
+    words = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
+    found = client().search_model_versions(" and ".join(words))
+    return min((int(item.version) for item in found), default=None)
+
+
+def add_version(submission: Submission) -> int:
+    """Log a run with its metrics and model, prove that the model loads and answers, and only then register it.
+
+    Whatever fails leaves neither a version nor a model nor a run behind.
+    """
+    store = client()
+    run_tags = {**submission.tags, "stage": submission.stage}
+    made = store.create_run(experiment(store, submission.experiment), tags=run_tags, run_name=submission.stage)
+    run_id = made.info.run_id
+    try:
+        _log_values(store, run_id, submission)
+        model_uri = _log_model(run_id, submission)
+        return _register(store, model_uri, submission)
+    except BaseException:
+        for model in store.search_logged_models([made.info.experiment_id], f"source_run_id = '{run_id}'"):
+            store.delete_logged_model(model.model_id)
+        store.delete_run(run_id)
+        raise
+
+
+def _log_values(store: MlflowClient, run_id: str, submission: Submission) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    _log_metrics(store, run_id, [Metric(_name(key), value, now, 0) for key, value in submission.metrics.items()])
+    _log_params(store, run_id, params_of(submission.params))
+
+
+def _log_model(run_id: str, submission: Submission) -> str:
+    """The address of the logged model; ValueError when it does not answer as the bundle itself does."""
+    import mlflow
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    columns: list[Any] = [
+        ColSpec(DataType.string, "path", required=False),
+        ColSpec(DataType.binary, "video", required=False),
+    ]
+    outputs = infer_signature(submission.example, submission.answer).outputs
+    signature = ModelSignature(Schema(columns), outputs, ParamSchema([ParamSpec("top", DataType.long, 5)]))
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name=submission.name,
+            python_model=str(submission.code),
+            code_paths=[str(path) for path in submission.code_paths],
+            artifacts={"bundle": str(submission.bundle)},
+            signature=signature,
+            input_example=submission.example,
+            pip_requirements=list(submission.requirements),
+            metadata=dict(submission.tags),
+        )
+        answer = mlflow.pyfunc.load_model(logged.model_uri).predict(submission.example)
+    if answer.to_dict("records") != submission.answer.to_dict("records"):
+        raise ValueError(f"the logged model answers {answer.to_dict('records')} to its example")
+    return logged.model_uri
+
+
+def _register(store: MlflowClient, model_uri: str, submission: Submission) -> int:
+    import mlflow
+
+    try:
+        return int(mlflow.register_model(model_uri, submission.name, tags=dict(submission.tags)).version)
+    except BaseException:
+        if not store.search_model_versions(f"name = '{submission.name}'"):
+            store.delete_registered_model(submission.name)
+        raise
+
+
+def set_alias(name: str, alias: str, version: int, only_if_free: bool = False) -> list[str]:
+    """Point an alias at a version, or leave it where it points already; returns all aliases of that version, sorted."""
+    store = client()
+    taken = {key: int(value) for key, value in store.get_registered_model(name).aliases.items()}
+    if not (only_if_free and alias in taken) and taken.get(alias) != version:
+        store.set_registered_model_alias(name, alias, str(version))
+        taken[alias] = version
+    return sorted(key for key, value in taken.items() if value == version)
+
+
+def download_bundle(address: str) -> Path:
+    """The bundle within a registered version, models:/NAME/VERSION or models:/NAME@ALIAS; InputError without one."""
+    from models.family import InputError
+
+    client()
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+
+    try:
+        repository = ModelsArtifactRepository(address)
+        described = Model.load(repository.download_artifacts("MLmodel"))
+        bundle = described.flavors["python_function"]["artifacts"]["bundle"]["path"]
+        return Path(repository.download_artifacts(bundle))
+    except MlflowException as error:
+        raise InputError(f"{address}: {error.message} (in {redact({'uri': uri()})['uri']})") from None
+
+
 # --- delivery ---------------------------------------------------------------------------------------------------------
 
 
 def flush(timeout: float = 120.0) -> None:
-    """Return when MLflow has every run that has ended; RuntimeError where it does not take one."""
+    """Return when MLflow has every run that has ended; InputError where it does not take one."""
+    from models.family import InputError  # loads torch: not for every process that tracks
+
     deadline = time.monotonic() + timeout
     store = None
     while pending := [folder for folder in _journals() if _has_ended(folder)]:
@@ -76,9 +218,9 @@ def flush(timeout: float = 120.0) -> None:
                 store = store or client()
                 errors = [error for folder in pending if (error := _deliver(store, folder))]
                 if errors:
-                    raise RuntimeError(f"MLflow did not take {len(errors)} runs, kept in {OUTBOX}: {errors[0]}")
+                    raise InputError(f"MLflow did not take {len(errors)} runs, kept in {OUTBOX}: {errors[0]}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{len(pending)} runs in {OUTBOX} were not delivered within {timeout:.0f} s")
+            raise InputError(f"{len(pending)} runs in {OUTBOX} were not delivered within {timeout:.0f} s")
         time.sleep(0 if sole else 0.2)
 
 
@@ -187,13 +329,17 @@ def _send(store: MlflowClient, folder: Path, run_id: str, entries: list[dict[str
 
 
 def _create(store: MlflowClient, entry: dict[str, Any]) -> str:
+    made = store.create_run(experiment(store, entry["experiment"]), entry["time"], entry["tags"], entry["name"])
+    _log_params(store, made.info.run_id, entry["params"])
+    return made.info.run_id
+
+
+def _log_params(store: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
-    made = store.create_run(experiment(store, entry["experiment"]), entry["time"], entry["tags"], entry["name"])
-    params = [Param(_name(key), value[:6000]) for key, value in entry["params"].items()]
+    params = [Param(_name(key), value[:6000]) for key, value in values.items()]
     for start in range(0, len(params), 100):  # the most one call may carry
-        store.log_batch(made.info.run_id, params=params[start : start + 100])
-    return made.info.run_id
+        store.log_batch(run_id, params=params[start : start + 100])
 
 
 def set_tags(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from models.family import InputError
 from tasks import journal, tracking
 from tasks.journal import OUTBOX, flatten, redact
 
@@ -141,7 +142,7 @@ def test_a_server_that_is_away_costs_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking.run("finetune@t3av", {}) as run:
         run.log({"loss": 1.0})
-    with pytest.raises(RuntimeError, match="did not take 1 runs"):
+    with pytest.raises(InputError, match="did not take 1 runs"):
         tracking.flush()
     with tracking.run("evaluate@t3av", {}):
         assert "1 earlier runs wait" in capsys.readouterr().err

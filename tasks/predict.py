@@ -1,0 +1,173 @@
+"""Ask a trained model about raw files: `python -m tasks.predict FAMILY CLIP … [--model M] [--top N] [--json FILE]`.
+
+M is a bundle's folder (artifacts/t3av/finetune by default) or a registered version (models:/duet-t3av@champion).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import models
+from models.family import InputError, Sample
+from tasks import bundle, command, params, storage, tracking
+from tasks.command import say
+from tasks.data import audio
+from tasks.data.batches import stack
+from tasks.data.frame_store import decode_jpegs
+from tasks.data.loader import frame_columns
+from tasks.data.video import ClipError, Preparation, read_clip
+
+SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts")
+BATCH = 8  # clips at once
+
+
+class Predictor:
+    """A bundle that answers for raw files, prepared by the same decode, resize and codecs as its training data."""
+
+    def __init__(self, trained: bundle.Bundle) -> None:
+        phase = models.load(trained.family).phases[trained.phase]
+        if phase.present is None:
+            raise InputError(
+                f"{trained.family} {trained.phase} has no answers for people; name the bundle of a later phase"
+            )
+        self.facts, self.present, self.spec = trained.facts, phase.present, phase.clip(trained.config)
+        self.transform = phase.transform(trained.config, trained.facts, False)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = trained.module().to(self.device)
+        self.codec: audio.Codec = trained.meta["stores"]["codec"]
+        fields = [field.name for field in dataclasses.fields(Preparation)]
+        stores = {key: trained.meta["stores"][key] for key in fields}
+        self.preparation = params.typed(Preparation, stores, "stores")
+
+    def predict(self, clips: Sequence[Path | bytes], top: int = 5) -> list[dict[str, Any]]:
+        """One answer a clip, in order; lists within are cut to `top`. A clip that cannot be read has but an "error"."""
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(clips), BATCH):
+            samples = [self._read(clip) for clip in clips[start : start + BATCH]]
+            good = iter(self._answer([sample for sample in samples if isinstance(sample, Sample)]))
+            answers += [next(good) if isinstance(sample, Sample) else {"error": sample} for sample in samples]
+        return [{key: _cut(value, top) for key, value in answer.items()} for answer in answers]
+
+    def _answer(self, samples: list[Sample]) -> list[dict[str, Any]]:
+        if not samples:
+            return []
+        batch = {key: value.to(self.device) for key, value in stack([self.transform(s) for s in samples]).items()}
+        with torch.inference_mode():
+            predictions = {key: value.float().cpu() for key, value in self.module(batch).items()}
+        return self.present(predictions, self.facts)
+
+    def _read(self, clip: Path | bytes) -> Sample | str:
+        """What the transform takes; or, of a clip that cannot be used, why."""
+        name = "bytes" if isinstance(clip, bytes) else clip.stem
+        if isinstance(clip, Path) and not clip.is_file():
+            return "no such file"
+        try:
+            stored = read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
+        except ClipError as error:
+            return str(error)
+        frames = wave = None
+        if self.spec.num_frames:
+            frames = decode_jpegs([stored.jpegs[i] for i in frame_columns(len(stored.jpegs), self.spec.num_frames)])
+        if self.spec.audio_seconds and stored.wave is not None and len(stored.wave):
+            rate = stored.sample_rate
+            if rate != self.spec.sample_rate:
+                raise InputError(f"the bundle's stores have {rate} Hz and its phase hears {self.spec.sample_rate} Hz")
+            heard, _ = audio.decode(audio.encode(stored.wave, rate, self.codec), rate)
+            wave = heard[: round(rate * self.spec.audio_seconds)]
+        return Sample(id=name, frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
+
+
+def _cut(value: Any, top: int) -> Any:
+    return value[:top] if isinstance(value, list) else value
+
+
+def load_predictor(family: str, model: str) -> Predictor:
+    """From a bundle's folder or a models:/ address; InputError when it is of another family."""
+    folder = tracking.download_bundle(model) if model.startswith("models:/") else Path(model)
+    trained = bundle.load(folder)
+    if trained.family != family:
+        raise InputError(f"{model} is a bundle of {trained.family}, not of {family}")
+    return Predictor(trained)
+
+
+def media_files(given: Sequence[Path]) -> list[Path]:
+    """The files given, and those below the folders given, sorted within each."""
+    found: list[Path] = []
+    for path in given:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: no video files in this folder ({', '.join(SUFFIXES)})")
+        found += inside
+    return found
+
+
+def table(answers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row an answer: its texts and numbers as columns, `answer` with everything as JSON, `error` ("" when none)."""
+    rows = [{key: value for key, value in a.items() if isinstance(value, (str, int, float))} for a in answers]
+    frame = pd.DataFrame(rows).assign(answer=[json.dumps(a, ensure_ascii=False) for a in answers])
+    return frame.assign(error=[a.get("error", "") for a in answers])
+
+
+def readable(answer: Mapping[str, Any]) -> str:
+    """An answer in one line: `label dog barking, score 0.93, top: dog barking 0.93; cat meowing 0.03`."""
+    return ", ".join(f"{key}{':' if isinstance(value, list) else ''} {_words(value)}" for key, value in answer.items())
+
+
+def _words(value: Any) -> str:
+    match value:
+        case float():
+            return f"{value:.3g}"
+        case list():
+            return "; ".join(map(_words, value))
+        case tuple():
+            return " ".join(map(_words, value))
+        case Mapping():
+            return " ".join(map(_words, value.values()))
+    return str(value)
+
+
+def _batches(files: list[Path]) -> Iterator[list[Path]]:
+    for start in tqdm(range(0, len(files), BATCH), desc="predict", unit="batch", disable=len(files) <= BATCH):
+        yield files[start : start + BATCH]
+
+
+def main() -> None:
+    """Print one line a clip; exit 1 when any could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.predict", description="What a trained model says of raw clips."
+    )
+    parser.add_argument("family", choices=models.names())
+    parser.add_argument("clips", nargs="+", type=Path, help="video files, or folders of them")
+    parser.add_argument("--model", help="bundle folder or models:/ address; the family's last phase in artifacts/")
+    parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most")
+    parser.add_argument("--json", type=Path, help="write the answers to this file too")
+    given = parser.parse_args()
+    final = list(models.load(given.family).phases)[-1]
+    predictor = load_predictor(given.family, given.model or str(storage.ARTIFACTS / given.family / final))
+    answers: list[dict[str, Any]] = []
+    for files in _batches(media_files(given.clips)):
+        for file, answer in zip(files, predictor.predict(files, given.top), strict=True):
+            answers.append({"clip": str(file), **answer})
+            say(f"{file}: {readable(answer)}")
+    if given.json:
+        with storage.atomic_file(given.json) as temporary:
+            temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+    if failed := sum("error" in answer for answer in answers):
+        print(f"error: {failed} of {len(answers)} clips could not be read", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main)
