@@ -1,0 +1,73 @@
+"""What a phase leaves: weights.safetensors, bundle.json and history.csv in one folder. The same run gives the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from models.family import Facts, InputError
+from models.weights import load_matching
+from tasks import params, storage
+
+WEIGHTS, META, HISTORY = "weights.safetensors", "bundle.json", "history.csv"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained phase: its config as the dataclass it was, its weights, and what else bundle.json tells."""
+
+    family: str
+    phase: str
+    config: Any
+    facts: Facts
+    meta: Mapping[str, Any]
+    state: dict[str, Tensor]
+
+    def module(self) -> nn.Module:
+        """The trained module in evaluation mode, on the CPU."""
+        module = models.load(self.family).phases[self.phase].build(self.config, self.facts)
+        load_matching(module, self.state)
+        return module.eval().requires_grad_(False)
+
+
+def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
+    """Write a bundle atomically; `meta` is JSON-able and holds family, phase, config, facts, stores, dataset at least."""
+    with storage.atomic_folder(folder) as temporary:
+        save_file({key: value.contiguous() for key, value in sorted(state.items())}, temporary / WEIGHTS)
+        (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        pd.DataFrame(history).to_csv(temporary / HISTORY, index=False)
+
+
+def load(folder: Path) -> Bundle:
+    """Read a bundle; InputError names the file that is missing, damaged or foreign."""
+    if not (folder / META).is_file():
+        raise InputError(f"{folder / META} not found; {folder} is no bundle: train the phase or name another folder")
+    try:
+        meta = json.loads((folder / META).read_text())
+        family, phase, config, facts = meta["family"], meta["phase"], meta["config"], meta["facts"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / META} is damaged ({error}); bring the bundle again") from None
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} is missing or damaged ({error}); bring the bundle again") from None
+    phases = models.load(family).phases
+    if phase not in phases:
+        raise InputError(f"{folder / META}: {family} has no phase {phase!r}; it has {', '.join(phases)}")
+    typed = params.typed(phases[phase].Config, config, f"{folder / META}: config")
+    return Bundle(family, phase, typed, Facts(**facts), meta, state)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-able values."""
+    return dataclasses.asdict(config)

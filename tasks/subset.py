@@ -1,0 +1,118 @@
+"""Choose the clips to work on: `python -m tasks.subset DATASET`. What is chosen is written in the original form again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from models.family import InputError
+from tasks import command, params, storage, tracking
+from tasks.command import say
+from tasks.datasets import load_format
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Section `subset.<dataset>` of params.yaml."""
+
+    mode: Literal["all", "counts", "classes"]  # everything; so many of each class; everything of some classes
+    num_classes: int  # more than there are: a warning, and all of them
+    num_train: int  # of each class, in mode counts; a class that has fewer gives all
+    num_test: int
+    media: Literal["none", "link", "copy"]  # what becomes of the chosen videos
+    seed: int
+
+
+def select(table: pd.DataFrame, exists: pd.Series, settings: Subset) -> pd.DataFrame:
+    """The chosen rows: in order of the table for mode all, else class by class, train before test."""
+    if settings.mode == "all":
+        return table
+    present = table[exists].assign(label=[_label(text) for text in table.loc[exists, "annotation"]])
+    chosen = choose_classes(sorted(present["label"].unique()), settings)
+    parts: list[pd.DataFrame] = []
+    for label in chosen:
+        rows = present[present["label"] == label]
+        for split, count in (("train", settings.num_train), ("test", settings.num_test)):
+            found = rows[rows["split"] == split]
+            if settings.mode == "counts":
+                if found.empty and count:
+                    raise InputError(f"class {label!r} has no {split} clip whose file exists; bring its files or lower num_classes")
+                found = found.sample(min(count, len(found)), random_state=settings.seed)
+            parts.append(found)
+    return pd.concat(parts).drop(columns="label").reset_index(drop=True)
+
+
+def choose_classes(known: list[str], settings: Subset) -> list[str]:
+    """`num_classes` of the sorted class names, drawn from the seed; all of them, with a warning, when that is too many."""
+    if settings.num_classes < 1:
+        raise InputError(f"params.yaml: num_classes is {settings.num_classes}; it must be at least 1")
+    if settings.num_classes > len(known):
+        say(f"warning: {settings.num_classes} classes asked for, {len(known)} there are; all of them are taken")
+        return known
+    drawn = np.random.default_rng(settings.seed).choice(len(known), settings.num_classes, replace=False)
+    return [known[k] for k in sorted(drawn)]
+
+
+def _label(annotation: str) -> str:
+    values = json.loads(annotation)
+    if "label" not in values:
+        raise InputError("the annotations have no single label to choose by; set subset mode to all")
+    return values["label"]
+
+
+def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> tuple[int, int]:
+    """Link or copy the chosen files; returns how many were brought and how many are not there."""
+    brought = skipped = 0
+    for path in tqdm(table["path"], desc="media", unit="clip"):
+        if not (source / path).is_file():
+            skipped += 1
+            continue
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        if media == "link":
+            os.link((source / path).resolve(), target / path)
+        else:
+            shutil.copyfile(source / path, target / path)
+        brought += 1
+    return brought, skipped
+
+
+def subset(dataset: str, settings: Subset) -> str:
+    """Write data/<dataset>/subset; returns the closing line."""
+    form = load_format(params.section("download", dataset)["format"])
+    raw = storage.DATA / dataset / "raw"
+    table = form.read(raw)
+    exists = pd.Series([(raw / path).is_file() for path in table["path"]], index=table.index)
+    chosen = select(table, exists, settings)
+    words = f"{dataset}: {len(chosen)} of {len(table)} clips chosen"
+    if settings.mode != "all":
+        words += f" ({(~exists).sum()} passed over, their files are missing)"
+    with storage.atomic_folder(storage.DATA / dataset / "subset") as folder:
+        form.write(chosen, folder)
+        if settings.media != "none":
+            brought, skipped = bring_media(chosen, raw, folder, settings.media)
+            words += f", {brought} files brought by {settings.media}, {skipped} skipped"
+    return words
+
+
+def main() -> None:
+    """Choose the clips of one dataset."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", help="an entry of params.yaml's download section")
+    dataset = parser.parse_args().dataset
+    settings = params.stage(Subset, "subset", dataset)
+    with tracking.run(f"subset@{dataset}", asdict(settings), [storage.DATA / dataset / "raw"]):
+        line = subset(dataset, settings)
+    say(line)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,218 @@
+"""Train one phase of a family: `python -m tasks.train FAMILY PHASE`, or the same under torchrun for several processes.
+
+A killed run goes on where it was when the same command is given again, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import models
+from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample
+from models.weights import load_matching
+from tasks import bundle, command, params, pretrained, storage, tracking
+from tasks.command import say
+from tasks.data import manifest
+from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
+from tasks.data.loader import open_split
+from tasks.engine import distributed, loop
+from tasks.engine.distributed import Place
+from tasks.engine.run import NOT_IN_RESULT, Fitted, Task, Training, seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A phase to train, with everything that params.yaml and the data say about it."""
+
+    family: str
+    name: str
+    phase: Phase
+    config: Any
+    settings: Training
+    dataset: str
+    facts: Facts
+
+    @property
+    def stage(self) -> str:
+        """The phase's stage in DVC."""
+        return f"{self.name}@{self.family}"
+
+    @property
+    def out(self) -> Path:
+        """The bundle's folder."""
+        return storage.ARTIFACTS / self.family / self.name
+
+
+def read_job(family: str, name: str) -> Job:
+    """The job as params.yaml has it; InputError for anything in it or in the data that cannot work."""
+    phase, config, settings = params.phase(family, name, Training)
+    dataset = params.section(family)["dataset"]
+    return Job(family, name, phase, config, settings, dataset, read_facts(family, dataset))
+
+
+def read_facts(family: str, dataset: str) -> Facts:
+    """Label maps and log-mel statistics of the dataset's train split."""
+    table = manifest.read(dataset)
+    train = manifest.annotations(table[table["split"] == "train"])
+    if not train:
+        raise InputError(f"{manifest.manifest_path(dataset)}: no clip in the train split")
+    path = storage.DATA / dataset / "stores" / "stats.json"
+    if not path.is_file():
+        raise InputError(f"{path} not found; run `python -m tasks.stores {dataset}`")
+    stats = json.loads(path.read_text())
+    return Facts(models.load(family).labels(train), stats["mel_mean"], stats["mel_std"])
+
+
+def open_clips(job: Job, split: str, training: bool) -> Clips:
+    """A split as the phase sees it."""
+    transform: Callable[[Sample], Batch] = job.phase.transform(job.config, job.facts, training)
+    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed)
+
+
+# --- where the weights start ---------------------------------------------------------------------------------------------
+
+
+def start(job: Job) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """The module at its start, how that came about for bundle.json, and lines that say so."""
+    torch.manual_seed(job.settings.seed)
+    module = job.phase.build(job.config, job.facts)
+    source = job.settings.start_from
+    if source != "none":
+        folder = storage.ARTIFACTS / job.family / source if source in models.load(job.family).phases else Path(source)
+        earlier = bundle.load(folder)
+        report = load_matching(module, earlier.state, job.phase.fresh)
+        digest = storage.file_digest(folder / bundle.WEIGHTS)
+        origin = {"started_from": {"phase": earlier.phase, "sha256": digest}, "pretrained": earlier.meta["pretrained"]}
+        return module, origin, [f"starting from {folder}: {report}"]
+    kinds, lines = {}, []
+    for slot, name in job.phase.pretrained(job.config).items():
+        kinds[slot] = "none"
+        if name != "none":
+            report, kinds[slot] = _load_pretrained(job.phase, module, slot, name)
+            lines.append(f"{slot} from {name} ({kinds[slot]}): {report}")
+    return module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
+
+
+def _load_pretrained(phase: Phase, module: nn.Module, slot: str, name: str) -> tuple[LoadReport, str]:
+    assert phase.load_pretrained is not None, "a phase that names weights must say how they go in"
+    state, kind = pretrained.load_state(name)
+    return phase.load_pretrained(module, slot, state), kind
+
+
+# --- frozen parts, computed once -----------------------------------------------------------------------------------------
+
+
+def encoded(job: Job, module: nn.Module, split: str, place: Place, work: Path) -> Clips:
+    """The split with everything before the trained part already computed; kept in the work folder."""
+    path = work / f"encoded-{split}.safetensors"
+    if place.leader and not path.is_file():
+        tensors = encode_all(module.to(place.device).eval(), open_clips(job, split, training=False), job.settings, place)
+        with storage.atomic_file(path) as temporary:
+            save_file(tensors, temporary)
+    distributed.from_leader(None, place)  # the others wait for the file
+    return TensorClips(load_file(path))
+
+
+@torch.no_grad()
+def encode_all(module: nn.Module, clips: Clips, settings: Training, place: Place) -> dict[str, Tensor]:
+    """module.encode over all clips in order, beside the batch's small tensors; pictures and waveforms are left out."""
+    loader = build_loader(clips, InOrder(len(clips), settings.batch_size), settings.num_workers, place.device)
+    parts: list[Batch] = []
+    for batch in tqdm(read_batches(loader), total=len(loader), desc="frozen features", unit="batch"):
+        found: Batch = module.encode({key: value.to(place.device) for key, value in batch.items()})  # pyright: ignore
+        small = {key: value for key, value in batch.items() if value.ndim == 1 and key != "row"}
+        parts.append(small | {key: value.cpu() for key, value in found.items()})
+    return {key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}
+
+
+# --- the run -------------------------------------------------------------------------------------------------------------
+
+
+def work_folder(job: Job, origin: dict[str, Any]) -> Path:
+    """Where the resume state lies: keyed by all that decides the result."""
+    settings = {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT}
+    data = storage.DATA / job.dataset
+    inputs = [storage.file_digest(data / name) for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")]
+    identity = [bundle.plain(job.config), settings, dataclasses.asdict(job.facts), origin, inputs]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()[:16]
+    return storage.WORK / f"{job.stage}-{digest}"
+
+
+def train(job: Job, place: Place, log: loop.Log) -> tuple[Fitted, dict[str, Any], Path]:
+    """Train to the end and write the bundle; returns the outcome, bundle.json's values and the work folder."""
+    seed(job.settings, place)
+    module, origin, lines = start(job)
+    work = work_folder(job, origin)
+    for line in lines if place.leader else []:
+        say(line)
+    if job.phase.cacheable(job.config):
+        work.mkdir(parents=True, exist_ok=True)
+        clips = {split: encoded(job, module, split, place, work) for split in ("train", "val")}
+    else:
+        clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
+    metric = partial(job.phase.metrics, job.config, job.facts)
+    fitted = loop.fit(Task(module, clips["train"], clips["val"], metric, job.phase.best), job.settings, place, work, log)
+    meta = {
+        "family": job.family,
+        "phase": job.name,
+        "dataset": job.dataset,
+        "config": bundle.plain(job.config),
+        "training": {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT},
+        "facts": dataclasses.asdict(job.facts),
+        "stores": params.section("stores", job.dataset),
+        **origin,
+        "epoch": fitted.epoch,
+        "step": fitted.step,
+        "metrics": fitted.metrics,
+    }
+    if place.leader:
+        bundle.save(job.out, fitted.weights, meta, fitted.history)
+    return fitted, meta, work
+
+
+def main() -> None:
+    """Train one phase."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=models.names())
+    parser.add_argument("phase")
+    given = parser.parse_args()
+    job = read_job(given.family, given.phase)
+    data = storage.DATA / job.dataset
+    inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]
+    values = {**bundle.plain(job.config), **dataclasses.asdict(job.settings)}
+    with distributed.launched(job.settings.device) as place, tracking.run(job.stage, values, inputs) as run:
+        lock = storage.WORK / f"{job.stage}-lock"
+        try:
+            if place.leader:
+                with storage.locked(lock):
+                    fitted, _, work = train(job, place, run.log)
+            else:
+                fitted, _, work = train(job, place, run.log)
+        except loop.Stopped:
+            if place.leader:
+                print("stopped; everything is saved, the same command goes on from here", file=sys.stderr)
+            sys.exit(143)
+        if place.leader:
+            run.tag({"duet.sha256": storage.file_digest(job.out / bundle.WEIGHTS)})
+            run.artifact(job.out / bundle.HISTORY)
+            shutil.rmtree(work)
+            name = job.phase.best[0]
+            say(f"{job.stage}: best {name} {fitted.metrics[name]:.4f} after epoch {fitted.epoch}; weights in {job.out}")
+
+
+if __name__ == "__main__":
+    command.run(main)
