@@ -152,7 +152,9 @@ def write_quarantine(folder: Path, root: Path, dropped: pd.DataFrame, total: int
         for picture in [video.thumbnail(root / row["path"]) if (root / row["path"]).is_file() else None]
     ]
     counts = dropped["reason"].value_counts().sort_index().to_dict()
-    page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape()).get_template("quarantine.html")
+    page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape()).get_template(
+        "quarantine.html"
+    )
     with storage.atomic_file(folder / "quarantine.html") as temporary:
         temporary.write_text(page.render(rows=shown, counts=counts, total=total, dropped=len(dropped), dataset=dataset))
 
@@ -173,7 +175,15 @@ def clean(dataset: str, settings: Clean) -> str:
         )
     usable = carve_val(judged[judged["reason"] == ""], settings.val_share, settings.seed)
     usable = usable.assign(has_video=True)
-    whole = {"frames": int, "width": int, "height": int, "sample_rate": int, "has_audio": bool, "silent": bool, "still": bool}
+    whole = {
+        "frames": int,
+        "width": int,
+        "height": int,
+        "sample_rate": int,
+        "has_audio": bool,
+        "silent": bool,
+        "still": bool,
+    }
     with storage.atomic_folder(root / "clean") as folder:
         manifest.write(usable.astype(whole), folder / "manifest.parquet")
         for name in ("quarantine.csv", "quarantine.html"):

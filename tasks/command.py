@@ -26,4 +26,6 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: no space left while writing {error.filename or 'a file'}; free some and run again, nothing is lost")
+        sys.exit(
+            f"error: no space left while writing {error.filename or 'a file'}; free some and run again, nothing is lost"
+        )

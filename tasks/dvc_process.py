@@ -66,7 +66,7 @@ class LineFeed:
 
     def feed(self, data: bytes) -> None:
         """Take what was read; whole lines come out, the rest waits."""
-        *pieces, self._rest = re.split(rb"(?<=[\r\n])", self._rest + data)
+        *pieces, self._rest = re.split(rb"(?<=\n)|(?<=\r)(?=[^\n])", self._rest + data)
         for piece in pieces:
             text = piece.decode(errors="replace").rstrip()
             if text and piece.endswith(b"\r"):
@@ -107,9 +107,7 @@ def guarded(command: Sequence[str], grace: float = GRACE, keep: Sequence[int] = 
     reading, writing = os.pipe()
     try:
         line = [sys.executable, "-P", str(GUARD), str(reading), str(grace), *command]
-        process: subprocess.Popen[bytes] = subprocess.Popen(
-            line, start_new_session=True, pass_fds=[reading, *keep], **options
-        )
+        process: Any = subprocess.Popen(line, start_new_session=True, pass_fds=[reading, *keep], **options)
     except BaseException:
         os.close(writing)
         raise

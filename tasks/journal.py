@@ -79,7 +79,7 @@ def run(stage: str, params: Mapping[str, Any], inputs: Iterable[Path | str] = ()
     """Track one run of `stage`, named as in DVC: `clean@sounds`, `finetune@t3av`; what follows the @ is the experiment.
 
     `params` may be nested. `inputs` are paths the stage reads: their hashes in dvc.lock become tags. An exception marks
-    the run FAILED and goes on. DUET_TRACKING=off tracks nothing; nor does a distributed process that is not the first.
+    the run FAILED, an exit or Ctrl-C KILLED, and goes on. DUET_TRACKING=off tracks nothing; nor does a distributed process that is not the first.
     """
     if os.environ.get("DUET_TRACKING") == "off" or os.environ.get("RANK", "0") != "0":
         yield Run(None)
@@ -98,7 +98,7 @@ def run(stage: str, params: Mapping[str, Any], inputs: Iterable[Path | str] = ()
     try:
         yield active
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
         active.tag({"duet.error": f"{type(error).__name__}: {error}"[:500]})
         raise
     finally:

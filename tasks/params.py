@@ -90,12 +90,14 @@ def stage(kind: type[T], *keys: str) -> T:
 def phase(family: str, name: str, training: type[T]) -> tuple[Phase, Any, T]:
     """A phase, its Config and the engine's settings, which share one flat section `<family>.<phase>`.
 
-    A Config field `model` that the section lacks comes from `<family>.model`, which all phases of the family share.
+    What the section lacks of the engine's settings comes from `train`, and a Config field `model` from `<family>.model`:
+    what all phases have in common stands once.
     """
     phases = models.load(family).phases
     if name not in phases:
         raise InputError(f"{family} has no phase {name!r}; it has {', '.join(phases)}")
-    values, where = section(family, name), f"{family}.{name}"
+    shared = section("train")
+    values, where = shared | section(family, name), f"{family}.{name}"
     engine_keys = {field.name for field in dataclasses.fields(training)}  # pyright: ignore[reportArgumentType]
     config_keys = {field.name for field in dataclasses.fields(phases[name].Config)}
     if "model" in config_keys and "model" not in values:
@@ -103,6 +105,6 @@ def phase(family: str, name: str, training: type[T]) -> tuple[Phase, Any, T]:
     for key in values:
         if key not in engine_keys | config_keys:
             known = ", ".join(sorted((engine_keys | config_keys) - {"model"}))
-            raise InputError(f"params.yaml: {where}.{key} is not known; it takes {known}")
+            raise InputError(f"params.yaml: {'train' if key in shared else where}.{key} is not known; it takes {known}")
     config = typed(phases[name].Config, {k: v for k, v in values.items() if k in config_keys}, where)
     return phases[name], config, typed(training, {k: v for k, v in values.items() if k in engine_keys}, where)

@@ -130,9 +130,8 @@ def _words(value: Any) -> str:
         case float():
             return f"{value:.3g}"
         case list():
-            return "; ".join(map(_words, value))
-        case tuple():
-            return " ".join(map(_words, value))
+            is_nested = any(isinstance(item, (list, dict)) for item in value)
+            return ("; " if is_nested else " ").join(map(_words, value))
         case Mapping():
             return " ".join(map(_words, value.values()))
     return str(value)

@@ -24,7 +24,7 @@ from tasks.predict import Predictor, table
 # What a server needs to run a version's code; the rest of the project's dependencies serve training.
 RUNTIME = (
     "mlflow", "torch", "torchvision", "transformers", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn",
-    "av", "pillow", "h5py", "safetensors", "ruamel.yaml", "tqdm", "matplotlib",
+    "av", "pillow", "simplejpeg", "h5py", "safetensors", "ruamel.yaml", "tqdm", "matplotlib",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tasks import tracking
 
 
 def run_links(stage: str, flow_run_id: str) -> list[tuple[str, str]]:
-    """(run name, address) of the runs of `stage` made under this flow run, the latest first; needs the server's address.
+    """(run name, address) of the runs of `stage` made under this flow run, the latest first; none without a server.
 
     MLFLOW_UI_URL wins over MLFLOW_TRACKING_URI where people reach the server by another name than the workers.
     """

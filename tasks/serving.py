@@ -1,11 +1,12 @@
 """What MLflow runs for a registered version: it executes this file (models from code), so no object of ours is pickled.
 
-Input: a table with a column `path` (a file the server can read) or `video` (the file's bytes, base64 in JSON).
+Input: a table with a column `path` (a file the server can read) or `video` (the file's bytes in base64).
 Output: a row a clip: the answer's plain values as columns, the whole answer as JSON, `error` where a clip failed.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ class ClipModel(PythonModel):
 
 def _clip(row: Mapping[Any, Any]) -> Path | bytes:
     video, path = row.get("video"), row.get("path")
-    if isinstance(video, bytes):
-        return video
-    if isinstance(path, str):
+    if isinstance(video, str) and video:
+        return base64.b64decode(video, validate=True)
+    if isinstance(path, str) and path:
         return Path(path)
     raise ValueError("a row needs `path`, or `video` with the file's bytes in base64")
 

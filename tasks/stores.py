@@ -48,7 +48,9 @@ class Stores:
         return video.Preparation(self.num_frames, self.short_side, self.quality, self.sample_rate)
 
 
-def build_shard(root: Path, clips: list[tuple[str, str]], number: int, settings: Stores, work: Path) -> list[dict[str, Any]]:
+def build_shard(
+    root: Path, clips: list[tuple[str, str]], number: int, settings: Stores, work: Path
+) -> list[dict[str, Any]]:
     """Decode the (id, path) clips of one shard into its two files; returns their index rows. Skipped when done before."""
     done = work / shard_name("done", number, settings.shards, "json")
     if done.is_file():
@@ -114,7 +116,15 @@ def measure_sound(store: AudioStore, train: list[str]) -> dict[str, float]:
 def finish(root: Path, table: pd.DataFrame, index: pd.DataFrame, work: Path) -> dict[str, float]:
     """Move the shards to data/<dataset>/stores with their index, quarantine list and statistics."""
     good = index[index["reason"] == ""]
-    kinds = {"shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int}
+    kinds = {
+        "shard": int,
+        "row": int,
+        "num_frames": int,
+        "width": int,
+        "height": int,
+        "has_audio": bool,
+        "audio_row": int,
+    }
     with storage.atomic_folder(root / "stores") as folder:
         for path in sorted(work.glob("frames-*")) + sorted(work.glob("audio-*.h5")):
             shutil.copyfile(path, folder / path.name)
@@ -135,7 +145,12 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
     table = manifest.read(dataset)
     if settings.shards < 1 or settings.num_frames < 1 or settings.workers < 1:
         raise InputError(f"params.yaml: stores.{dataset}: shards, num_frames and workers must be 1 or more")
-    identity = [asdict(settings.preparation), settings.codec, settings.shards, table[["id", "path", "checksum"]].to_json()]
+    identity = [
+        asdict(settings.preparation),
+        settings.codec,
+        settings.shards,
+        table[["id", "path", "checksum"]].to_json(),
+    ]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
         index = build_shards(root, table, settings, work)

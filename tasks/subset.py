@@ -45,7 +45,9 @@ def select(table: pd.DataFrame, exists: pd.Series, settings: Subset) -> pd.DataF
             found = rows[rows["split"] == split]
             if settings.mode == "counts":
                 if found.empty and count:
-                    raise InputError(f"class {label!r} has no {split} clip whose file exists; bring its files or lower num_classes")
+                    raise InputError(
+                        f"class {label!r} has no {split} clip whose file exists; bring its files or lower num_classes"
+                    )
                 found = found.sample(min(count, len(found)), random_state=settings.seed)
             parts.append(found)
     return pd.concat(parts).drop(columns="label").reset_index(drop=True)

@@ -143,7 +143,7 @@ def _log_model(run_id: str, submission: Submission) -> str:
 
     columns: list[Any] = [
         ColSpec(DataType.string, "path", required=False),
-        ColSpec(DataType.binary, "video", required=False),
+        ColSpec(DataType.string, "video", required=False),
     ]
     outputs = infer_signature(submission.example, submission.answer).outputs
     signature = ModelSignature(Schema(columns), outputs, ParamSchema([ParamSpec("top", DataType.long, 5)]))

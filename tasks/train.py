@@ -120,7 +120,9 @@ def encoded(job: Job, module: nn.Module, split: str, place: Place, work: Path) -
     """The split with everything before the trained part already computed; kept in the work folder."""
     path = work / f"encoded-{split}.safetensors"
     if place.leader and not path.is_file():
-        tensors = encode_all(module.to(place.device).eval(), open_clips(job, split, training=False), job.settings, place)
+        tensors = encode_all(
+            module.to(place.device).eval(), open_clips(job, split, training=False), job.settings, place
+        )
         with storage.atomic_file(path) as temporary:
             save_file(tensors, temporary)
     distributed.from_leader(None, place)  # the others wait for the file
@@ -146,7 +148,10 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
     """Where the resume state lies: keyed by all that decides the result."""
     settings = {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT}
     data = storage.DATA / job.dataset
-    inputs = [storage.file_digest(data / name) for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")]
+    inputs = [
+        storage.file_digest(data / name)
+        for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")
+    ]
     identity = [bundle.plain(job.config), settings, dataclasses.asdict(job.facts), origin, inputs]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()[:16]
     return storage.WORK / f"{job.stage}-{digest}"
@@ -165,7 +170,9 @@ def train(job: Job, place: Place, log: loop.Log) -> tuple[Fitted, dict[str, Any]
     else:
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
-    fitted = loop.fit(Task(module, clips["train"], clips["val"], metric, job.phase.best), job.settings, place, work, log)
+    fitted = loop.fit(
+        Task(module, clips["train"], clips["val"], metric, job.phase.best), job.settings, place, work, log
+    )
     meta = {
         "family": job.family,
         "phase": job.name,

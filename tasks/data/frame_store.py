@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torchvision.io import ImageReadMode, decode_jpeg
+import simplejpeg
 
 from models.family import InputError
 from tasks import storage
@@ -130,8 +129,7 @@ class FrameStore:
 
 def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
     """JPEGs of one size -> (T, H, W, 3) uint8 RGB; each distinct picture is decoded once."""
-    encoded = {jpeg: torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs}
-    images = {jpeg: decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy() for jpeg, data in encoded.items()}
+    images = {jpeg: simplejpeg.decode_jpeg(jpeg, "RGB") for jpeg in set(jpegs)}
     return np.stack([images[jpeg] for jpeg in jpegs])
 
 

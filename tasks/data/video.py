@@ -16,7 +16,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
-from PIL import Image
+import simplejpeg
 
 from tasks.data.audio import Resampler
 
@@ -174,9 +174,7 @@ def scale(frame: Any, short_side: int) -> np.ndarray:
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """(H, W, 3) uint8 RGB -> JPEG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
 
 
 def probe(path: Path) -> Probe:

@@ -1,0 +1,135 @@
+"""Score a family on its test split, once: `python -m tasks.evaluate FAMILY`. Numbers, tables, pictures and one report page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import models
+from models.family import ClipInfo, Facts, InputError, Results
+from tasks import bundle, command, params, report, storage, tracking
+from tasks.command import say
+from tasks.data import manifest
+from tasks.data.batches import InOrder, build_loader, read_batches
+from tasks.data.loader import open_split
+
+SMALL = 2  # dimensions of what is kept of a phase's predictions; pictures and maps are not
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Section `evaluate` of params.yaml."""
+
+    batch_size: int
+    num_workers: int
+    num_bootstrap: int  # resamples behind an interval
+    seed: int
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class Scored:
+    """What a family's evaluation asks for (models.family.Evaluation), made from bundles, manifest and stores."""
+
+    def __init__(self, family: str, settings: Evaluate) -> None:
+        self.family, self.settings = models.load(family), settings
+        self.folders = {name: storage.ARTIFACTS / family / name for name in self.family.phases}
+        self.trained: Sequence[str] = [name for name, path in self.folders.items() if (path / bundle.META).is_file()]
+        final = list(self.family.phases)[-1]
+        self.final = bundle.load(self.folders[final])
+        self.facts: Facts = self.final.facts
+        self.config: Any = self.final.config
+        self.dataset = str(self.final.meta["dataset"])
+        self.num_bootstrap, self.seed = settings.num_bootstrap, settings.seed
+        use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self._kept: dict[tuple[str, str, str, bool], dict[str, np.ndarray]] = {}
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The manifest."""
+        return manifest.read(self.dataset)
+
+    def clips(self, split: str) -> list[ClipInfo]:
+        """The clips of a split, in the order of predictions."""
+        rows = self.table[self.table["split"] == split]
+        if rows.empty:
+            raise InputError(f"{manifest.manifest_path(self.dataset)}: no clip in the {split} split")
+        parsed = manifest.annotations(rows)
+        return [ClipInfo(*values) for values in zip(rows["id"], rows["group"], parsed, strict=True)]
+
+    def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:
+        """Predictions of a phase's best weights for a split; `drop` hides "audio" or "video"; computed once."""
+        key = (phase, split, drop, untrained)
+        if key not in self._kept:
+            self._kept[key] = self._predict(*key)
+        return self._kept[key]
+
+    def _predict(self, phase: str, split: str, drop: str, untrained: bool) -> dict[str, np.ndarray]:
+        trained = bundle.load(self.folders[phase])
+        module = self._module(trained, untrained).to(self.device).eval()
+        spec = self.family.phases[phase].clip(trained.config)
+        transform = self.family.phases[phase].transform(trained.config, trained.facts, False)
+        clips = open_split(self.dataset, split, spec, transform, self.settings.seed)
+        order = InOrder(len(clips), self.settings.batch_size)
+        loader = build_loader(clips, order, self.settings.num_workers, self.device)
+        title = f"{phase}{' untrained' if untrained else ''}, {split}{f' without {drop}' if drop else ''}"
+        parts: list[dict[str, np.ndarray]] = []
+        with torch.inference_mode():
+            for batch in tqdm(read_batches(loader), total=len(loader), desc=title, unit="batch"):
+                if drop:
+                    batch[f"has_{drop}"] = torch.zeros_like(batch[f"has_{drop}"])
+                found = module({name: value.to(self.device, non_blocking=True) for name, value in batch.items()})
+                parts.append({name: v.float().cpu().numpy() for name, v in found.items() if v.ndim <= SMALL})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _module(self, trained: bundle.Bundle, untrained: bool) -> nn.Module:
+        if not untrained:
+            return trained.module()
+        torch.manual_seed(self.settings.seed)
+        return self.family.phases[trained.phase].build(trained.config, trained.facts)
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """metrics.json, predictions.csv and every other table below plots/."""
+    numbers = {name: round(float(value), 6) for name, value in sorted(results.metrics.items())}
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (folder / "plots").mkdir()
+    for name, table in results.tables.items():
+        path = folder / "predictions.csv" if name == "predictions" else folder / "plots" / f"{name}.csv"
+        table.frame.to_csv(path, index=False, float_format="%.6g")
+
+
+def main() -> None:
+    """Evaluate one family."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=models.names())
+    family = parser.parse_args().family
+    settings = params.stage(Evaluate, "evaluate")
+    scored = Scored(family, settings)
+    data = storage.DATA / scored.dataset
+    inputs = [data / "clean", data / "stores", *(scored.folders[name] for name in scored.trained)]
+    out = storage.ARTIFACTS / family / "evaluate"
+    with tracking.run(f"evaluate@{family}", asdict(settings), inputs) as run:
+        results = scored.family.evaluate(scored)
+        with storage.atomic_folder(out) as folder:
+            write_tables(results, folder)
+            report.write(scored, results, folder)
+        run.log({name: value for name, value in results.metrics.items() if np.isfinite(value)})
+        run.artifact(out / "report.html")
+    headline = list(results.metrics.items())[0]
+    say(f"evaluate@{family}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    command.run(main)
