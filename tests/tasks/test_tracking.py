@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: MLflow takes seconds to lay out its tables."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        tracking.client()
-    return path
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where stages run; delivery happens on flush, not in the background."""
@@ -95,6 +85,13 @@ def test_a_failure_marks_the_run_and_goes_on(store: MlflowClient) -> None:
     assert made.info.status == "FAILED"
     assert made.data.metrics == {"clips": 3}
     assert made.data.tags["duet.error"].startswith("ZeroDivisionError")
+
+
+def test_a_stopped_stage_counts_as_killed(store: MlflowClient) -> None:
+    with pytest.raises(SystemExit), tracking.run("finetune@t3av", {}):
+        sys.exit(143)
+    tracking.flush()
+    assert only_run(store, "t3av").info.status == "KILLED"
 
 
 def test_a_killed_process_leaves_a_killed_run_with_its_metrics(store: MlflowClient, project: Path) -> None:
