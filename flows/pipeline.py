@@ -37,13 +37,13 @@ Place = Annotated[
 ]
 Changes = Annotated[
     dict[str, Any],
-    Field(description="Values for params.yaml by dotted name, such as t3av.finetune.lr; own checkout only"),
+    Field(description="Values for params.yaml by name, such as t3av.finetune.lr; own checkout only"),
 ]
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
 def pipeline(
-    targets: Targets = [],  # noqa: B006: Prefect shows the default in the form and does not change it
+    targets: Targets = [],  # noqa: B006 (Prefect shows it in the form)
     downstream: Downstream = False,
     force: Force = False,
     workspace: Place = "own",
@@ -122,7 +122,7 @@ def _run_stages(
     try:
         for stage in chosen:
             before = [futures[need] for need in needs[stage] if need in futures]
-            task = run_stage.submit(stage, site, settings.of(stage), stage in may_change, wait_for=before)
+            task = run_stage.submit(stage, site, settings.of(stage), stage in may_change, wait_for=before)  # pyright: ignore[reportCallIssue]
             futures[stage] = task
         for future in futures.values():
             future.wait()
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--downstream", action="store_true")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--workspace", choices=["own", "current"], default="current")
-    state = pipeline(**vars(parser.parse_args()), return_state=True)
+    state = pipeline(**vars(parser.parse_args()), return_state=True)  # pyright: ignore[reportCallIssue]
     print(f"{state.name}: {state.message}", flush=True)
     sys.exit(0 if state.is_completed() else 1)
 
