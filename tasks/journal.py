@@ -79,7 +79,8 @@ def run(stage: str, params: Mapping[str, Any], inputs: Iterable[Path | str] = ()
     """Track one run of `stage`, named as in DVC: `clean@sounds`, `finetune@t3av`; what follows the @ is the experiment.
 
     `params` may be nested. `inputs` are paths the stage reads: their hashes in dvc.lock become tags. An exception marks
-    the run FAILED, an exit or Ctrl-C KILLED, and goes on. DUET_TRACKING=off tracks nothing; nor does a distributed process that is not the first.
+    the run FAILED, an exit or Ctrl-C KILLED, and goes on. DUET_TRACKING=off tracks nothing; nor does a distributed
+    process that is not the first.
     """
     if os.environ.get("DUET_TRACKING") == "off" or os.environ.get("RANK", "0") != "0":
         yield Run(None)

@@ -1,7 +1,8 @@
-"""What the tests of tracking, register and predict share."""
+"""What the tests of tasks/ share."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
+# Stages under test start no process that loads MLflow; the tests of tracking switch it on for themselves.
+os.environ["DUET_TRACKING"] = "off"
 
 
 @pytest.fixture(scope="session")

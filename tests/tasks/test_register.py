@@ -31,6 +31,7 @@ def project(
 ) -> Path:
     """A workspace in which everything before `register` is done, as DVC would restore it, and a new MLflow store."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DUET_TRACKING")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(journal, "_start_delivery", lambda: None)
     shutil.copyfile(migrated, tmp_path / "mlflow.db")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where stages run; delivery happens on flush, not in the background."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DUET_TRACKING", raising=False)
+    monkeypatch.delenv("DUET_TRACKING")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(journal, "_start_delivery", lambda: None)
     return tmp_path
@@ -254,7 +254,7 @@ def server(tmp_path: Path, migrated: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_background_delivery_to_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DUET_TRACKING", raising=False)
+    monkeypatch.delenv("DUET_TRACKING")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     (tmp_path / "table.csv").write_text("a\n")
     begin = time.monotonic()
