@@ -41,3 +41,7 @@ lock: $(READY)
 
 clean:  ## Outputs and resume state; the virtual environment and the DVC cache stay
 	rm -rf data artifacts .duet
+
+.PHONY: up
+up: $(READY)  ## Prefect, MLflow and a worker per pool on this machine, until Ctrl-C
+	@python -m flows.up

@@ -7,17 +7,18 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import orchestration
@@ -26,6 +27,7 @@ from models.family import InputError
 from tasks import checkout, dvc_process
 
 Workspace = Literal["own", "current"]
+Extent = Literal["upstream", "downstream", "alone"]
 Needs = Mapping[str, Sequence[str]]
 
 
@@ -41,7 +43,7 @@ Changes = Annotated[
 ]
 
 
-@flow(name="pipeline", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
+@flow(name="pipeline", persist_result=False)
 def pipeline(
     targets: Targets = [],  # noqa: B006 (Prefect shows it in the form)
     downstream: Downstream = False,
@@ -50,39 +52,48 @@ def pipeline(
     params: Changes = {},  # noqa: B006
 ) -> State[Any]:
     """Bring stages of dvc.yaml up to date, each as a task."""
-    return run_graph(targets, downstream=downstream, force=force, workspace=workspace, changes=params)
+    extent: Extent = "downstream" if downstream else "upstream"
+    return run_graph(Request(targets, extent, "all" if force else (), workspace, params))
 
 
-def run_graph(
-    targets: Sequence[str],
-    *,
-    downstream: bool = False,
-    force: bool = False,
-    workspace: Workspace = "own",
-    changes: Mapping[str, Any] | None = None,
-) -> State[Any]:
+@dataclass(frozen=True)
+class Request:
+    """What a flow asks of the graph."""
+
+    targets: Sequence[str] = ()  # none: every stage
+    extent: Extent = "upstream"  # what runs beside the targets
+    force: Sequence[str] | Literal["all"] = ()  # stages that run even where nothing changed
+    workspace: Workspace = "own"
+    changes: Mapping[str, Any] = field(default_factory=dict)  # params.yaml by dotted name
+    overlay: Mapping[str, Any] = field(default_factory=dict)  # sections of params.yaml, of a preset
+
+
+def run_graph(request: Request) -> State[Any]:
     """What every flow does. The state says what ran; a mistake in the request is one line, before any stage starts."""
     project, name = orchestration.project(), _run_name()
     try:
-        with chdir(project), _checkout(project, name, workspace, changes or {}) as folder:
+        with chdir(project), _checkout(project, name, request) as folder:
             status, dag = dvc_process.ask(folder, "status", "--json"), dvc_process.ask(folder, "dag", "--dot")
             needs = dvc_process.parse_dot(dvc_process.answer(dag))
-            may_change = dvc_process.parse_status(dvc_process.answer(status), needs)
             settings = orchestration.load(folder)
             settings.check(needs)
-            chosen = select(needs, targets, downstream)
+            chosen = select(needs, request.targets, request.extent)
+            forced = _forced(request, chosen, needs)
+            may_change = dvc_process.parse_status(dvc_process.answer(status), needs)
+            may_change |= dvc_process.with_dependents(forced, needs)
             site = Site(
                 project,
                 folder,
                 flow_run_id=str(flow_run.get_id()),
-                force=force,
+                pool=_pool(),
+                force=forced,
                 pull=checkout.has_remote(project),
                 room=BoundedSemaphore(settings.max_parallel),
             )
-            state = _run_stages(chosen, needs, set(chosen) if force else may_change, settings, site)
-            if workspace == "own":
-                _save(site, f"{name}: {', '.join(targets) or 'all stages'}: {state.message}")
-            if workspace == "own" and state.is_completed():
+            state = _run_stages(chosen, needs, may_change, settings, site)
+            if request.workspace == "own":
+                _save(site, f"{name}: {', '.join(request.targets) or 'all stages'}: {state.message}")
+            if request.workspace == "own" and state.is_completed():
                 checkout.remove(project, folder)
             return state
     except InputError as error:
@@ -90,8 +101,14 @@ def run_graph(
         return Failed(message=str(error))
 
 
-def select(needs: Needs, targets: Sequence[str], downstream: bool = False) -> list[str]:
-    """The stages to run, in order: the targets with all they need, or with all that needs them; none: every stage.
+def _forced(request: Request, chosen: Sequence[str], needs: Needs) -> frozenset[str]:
+    if request.force == "all":
+        return frozenset(chosen)
+    return frozenset(select(needs, request.force, "alone") if request.force else ())
+
+
+def select(needs: Needs, targets: Sequence[str], extent: Extent = "upstream") -> list[str]:
+    """The stages to run, in order: the targets, and all they need or (downstream) all that needs them; none: all.
 
     A target may leave out what follows the @ and then means all of that name.
     """
@@ -103,11 +120,9 @@ def select(needs: Needs, targets: Sequence[str], downstream: bool = False) -> li
         wanted |= found
     if not targets:
         return list(needs)
-    if downstream:
-        for stage in needs:  # in order: those before a stage are decided before it
-            if wanted.intersection(needs[stage]):
-                wanted.add(stage)
-    else:
+    if extent == "downstream":
+        wanted = dvc_process.with_dependents(wanted, needs)
+    if extent == "upstream":
         for stage in reversed(list(needs)):
             if stage in wanted:
                 wanted.update(needs[stage])
@@ -147,14 +162,20 @@ def _summary(states: Mapping[str, State[Any]]) -> State[Any]:
 
 
 @contextmanager
-def _checkout(project: Path, name: str, workspace: Workspace, changes: Mapping[str, Any]) -> Iterator[Path]:
-    if workspace == "current":
-        if changes:
-            raise InputError("params can only change in a checkout of its own: workspace own, or edit params.yaml")
-        yield project
-    else:
-        with checkout.own(project, name, changes) as folder:
+def _checkout(project: Path, name: str, request: Request) -> Iterator[Path]:
+    if request.workspace == "own":
+        with checkout.own(project, name, request.changes, request.overlay) as folder:
             yield folder
+    elif request.changes or request.overlay:
+        raise InputError("params can only change in a checkout of its own: choose workspace own, or edit params.yaml")
+    else:
+        yield project
+
+
+def _pool() -> str | None:
+    """The work pool whose worker runs this flow; None when it was started by hand."""
+    context = FlowRunContext.get()
+    return context.flow_run.work_pool_name if context and context.flow_run else None
 
 
 def _save(site: Site, message: str) -> None:

@@ -6,14 +6,17 @@ import base64
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore, Event
 from typing import Any
+from uuid import UUID
 
-from prefect import get_run_logger, task
+import httpx
+from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -22,11 +25,15 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Failed
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException, TerminationSignal
+from prefect.futures import wait
+from prefect.states import Cancelled, Cancelling, Completed, Failed
 
+from flows import orchestration
 from flows.orchestration import Placement
 from models.family import InputError
-from tasks import dvc_process, graph, run_links, slots
+from tasks import checkout, dvc_process, graph, run_links, slots
 from tasks.dvc_process import StageFailed, StageUnlucky, Stopped
 
 MAX_PICTURES = 8  # of one stage; all of them are in its report
@@ -42,7 +49,8 @@ class Site:
     project: Path
     folder: Path  # the checkout: the project itself, or a worktree of it
     flow_run_id: str
-    force: bool
+    pool: str | None  # the work pool of the flow run; None outside one: then every stage runs here
+    force: frozenset[str]
     pull: bool  # a DVC remote is configured
     stop: Event = field(default_factory=Event)
     room: BoundedSemaphore = field(default_factory=BoundedSemaphore)  # stages at once
@@ -72,15 +80,22 @@ def run_stage(stage: str, site: Site, placement: Placement, may_change: bool) ->
         return Cancelled(message="The run was cancelled before this stage began")
     if not may_change:
         return Completed(name="Cached", message="Unchanged since it last ran")
-    logger = get_run_logger()
     try:
-        with slots.hold(placement.devices, site.stop) as held, site.turn():
-            result = reproduce(stage, site, placement, held, logger.info)
+        if site.pool and placement.pool != site.pool:
+            return run_elsewhere(stage, site, placement.pool)
+        return run_here(stage, site, placement)
     except Stopped:
         return Cancelled(message="Stopped; training resumes from its checkpoint when it is run again")
     except (StageFailed, InputError) as error:
-        logger.error("%s", str(error).splitlines()[0])
+        get_run_logger().error("%s", str(error).splitlines()[0])
         return Failed(message=str(error)[-2000:])
+
+
+def run_here(stage: str, site: Site, placement: Placement) -> State[Any]:
+    """Run the stage on this machine, with the devices it is due, and show what it made."""
+    logger = get_run_logger()
+    with slots.hold(placement.devices, site.stop) as held, site.turn():
+        result = reproduce(stage, site, placement, held, logger.info)
     if result == "unchanged":
         return Completed(name="Cached", message="Unchanged: what came before it made the same bytes")
     try:
@@ -90,6 +105,65 @@ def run_stage(stage: str, site: Site, placement: Placement, may_change: bool) ->
     if result == "cached":
         return Completed(name="Cached", message="Restored from the run cache")
     return Completed(message="Ran")
+
+
+def run_elsewhere(stage: str, site: Site, pool: str) -> State[Any]:
+    """Have a worker of another pool run the stage in the same checkout; its flow run ends when this one is stopped."""
+    request = {"stage": stage, "folder": str(site.folder), "force": stage in site.force, "parent": site.flow_run_id}
+    try:
+        run: Any = run_deployment(f"stage/{pool}", parameters=request, timeout=0, flow_run_name=stage)
+    except ObjectNotFound:
+        raise InputError(f"{stage} needs a deployment stage/{pool}; apply prefect.yaml or change its pool") from None
+    get_run_logger().info("Waiting for a worker of pool %s (flow run %s)", pool, run.id)
+    asked = False
+    with get_client(sync_client=True) as client:
+        while not (state := client.read_flow_run(run.id).state) or not state.is_final():
+            if site.stop.wait(1) and not asked:
+                client.set_flow_run_state(run.id, Cancelling())
+                asked = True
+                time.sleep(1)
+    if state.is_completed():
+        return Completed(name=state.name, message=state.message)
+    if state.is_cancelled() or site.stop.is_set():
+        raise Stopped
+    raise StageFailed(state.message or f"{stage} failed in flow run {run.id}")
+
+
+@flow(name="stage", flow_run_name="{stage}", persist_result=False)
+def one_stage(stage: str, folder: str, force: bool, parent: str) -> State[Any]:
+    """One stage of another flow run, on a worker of the pool that the stage needs.
+
+    Args:
+        stage: name in dvc.yaml
+        folder: the checkout of the run, on this machine too
+        force: run it even where nothing changed
+        parent: the flow run it belongs to; when that ends, so does this
+    """
+    if not (Path(folder) / "dvc.yaml").exists():
+        return Failed(message=f"{folder} is not on this machine; this pool needs a worker where the checkout lies")
+    forced = frozenset([stage]) if force else frozenset()
+    project = orchestration.project()
+    site = Site(project, Path(folder), parent, None, forced, checkout.has_remote(project))
+    with chdir(project):
+        future = run_stage.submit(stage, site, orchestration.load(site.folder).of(stage), True)
+        try:
+            while wait([future], timeout=5).not_done:
+                _stop_with(parent, site.stop)
+        except (TerminationSignal, KeyboardInterrupt):
+            site.stop.set()
+            future.wait()
+        return future.state
+
+
+def _stop_with(parent: str, stop: Event) -> None:
+    """Stop when the flow run we belong to has ended, whatever ended it; a server that is away decides nothing."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(parent)).state
+    except (httpx.HTTPError, PrefectException):
+        return
+    if state and state.is_final():
+        stop.set()
 
 
 def reproduce(
@@ -108,7 +182,7 @@ def reproduce(
                 emit,
                 site.stop,
                 log=log,
-                force=site.force,
+                force=stage in site.force,
                 pull=site.pull,
                 timeout=placement.timeout,
                 environment=environment,

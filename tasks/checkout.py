@@ -19,7 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from models.family import InputError
-from tasks import dvc_process
+from tasks import dvc_process, preset
 from tasks.storage import WORK, atomic_file, locked
 
 RUNS = Path(".duet/runs")
@@ -27,8 +27,8 @@ KEEP = 7 * 86400  # seconds that the checkout of a failed run stays, to look at 
 
 
 @contextmanager
-def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
-    """A checkout of the project's HEAD with `changes` in params.yaml; one of that name that was kept is used again.
+def own(project: Path, name: str, changes: Mapping[str, Any], overlay: Mapping[str, Any]) -> Iterator[Path]:
+    """A checkout of the project's HEAD with its params.yaml changed; one of that name that was kept is used again.
 
     It stays after the block unless `remove` was called.
     """
@@ -40,7 +40,7 @@ def own(project: Path, name: str, changes: Mapping[str, Any]) -> Iterator[Path]:
             with _alone(project):
                 git(project, "worktree", "add", "--quiet", "--force", "--detach", str(folder), "HEAD")
         _share(project, folder)
-        edit_params(folder / "params.yaml", changes)
+        edit_params(folder / "params.yaml", changes, overlay)
         # What dvc.lock knows is linked from the cache; what the cache lacks is pulled or made by its stage.
         dvc_process.ask(folder, "checkout", "--quiet").communicate()
         yield folder
@@ -54,11 +54,12 @@ def remove(project: Path, folder: Path) -> None:
         git(project, "worktree", "remove", "--force", str(folder))
 
 
-def edit_params(path: Path, changes: Mapping[str, Any]) -> None:
-    """Set dotted keys that exist, comments kept; InputError names one that does not."""
+def edit_params(path: Path, changes: Mapping[str, Any], overlay: Mapping[str, Any]) -> None:
+    """Lay a preset's sections over the file, then set dotted keys that must exist; comments stay."""
     yaml = YAML()
     yaml.width = 4096
     content = yaml.load(path.read_text())
+    preset.overlay(content, overlay)
     for dotted, value in changes.items():
         *parents, key = dotted.split(".")
         place = content
@@ -67,7 +68,7 @@ def edit_params(path: Path, changes: Mapping[str, Any]) -> None:
         if not isinstance(place, Mapping) or key not in place:
             raise InputError(f"params.yaml: {dotted} does not exist, so it cannot be changed")
         place[key] = value  # type: ignore[index]
-    if changes:
+    if changes or overlay:
         with atomic_file(path) as temporary, temporary.open("w") as file:
             yaml.dump(content, file)
 

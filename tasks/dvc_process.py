@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -271,9 +271,13 @@ def parse_dot(text: str) -> dict[str, list[str]]:
 
 def parse_status(text: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
     """`dvc status --json` -> the stages that may change: those DVC names, and all that come after them."""
-    named = set(json.loads(text or "{}"))
-    changed: set[str] = set()
+    return with_dependents(json.loads(text or "{}"), needs)
+
+
+def with_dependents(stages: Iterable[str], needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """The stages and all that need them; `needs` is in order, so those before a stage are decided before it."""
+    found = set(stages)
     for stage, before in needs.items():
-        if stage in named or changed.intersection(before):
-            changed.add(stage)
-    return changed
+        if found.intersection(before):
+            found.add(stage)
+    return found

@@ -52,17 +52,18 @@ def task_states(state: State[Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("targets", "downstream", "expected"),
+    ("targets", "extent", "expected"),
     [
-        ([], False, "a b@x b@y c d"),
-        (["c"], False, "a b@x c"),
-        (["b"], False, "a b@x b@y"),
-        (["b@x"], True, "b@x c d"),
-        (["b@y", "d"], False, "a b@x b@y c d"),
+        ([], "upstream", "a b@x b@y c d"),
+        (["c"], "upstream", "a b@x c"),
+        (["b"], "upstream", "a b@x b@y"),
+        (["b@x"], "downstream", "b@x c d"),
+        (["c"], "alone", "c"),
+        (["b@y", "d"], "upstream", "a b@x b@y c d"),
     ],
 )
-def test_select(targets: list[str], downstream: bool, expected: str) -> None:
-    assert select(NEEDS, targets, downstream) == expected.split()
+def test_select(targets: list[str], extent: Any, expected: str) -> None:
+    assert select(NEEDS, targets, extent) == expected.split()
 
 
 def test_select_refuses_what_does_not_exist() -> None:

@@ -1,0 +1,94 @@
+"""Train T3-AV from a form: dataset, recipe, the values people change most, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from pydantic import BaseModel, ConfigDict, Field
+
+import models
+from flows import orchestration
+from flows.pipeline import Request, run_graph
+from models.family import InputError
+from tasks import params
+
+PHASES = ("pretrain", "contrastive", "finetune")
+
+
+class Training(BaseModel):
+    """How long and how fast a phase learns; what is left empty keeps the recipe's value."""
+
+    model_config = ConfigDict(extra="forbid")
+    epochs: int | None = Field(default=None, ge=1, le=10_000, description="Passes over the training clips")
+    batch_size: int | None = Field(default=None, ge=1, description="Clips a step, over all devices together")
+    lr: float | None = Field(default=None, gt=0, lt=10, title="Learning rate", description="At its peak, after warm-up")
+
+
+Dataset = Annotated[str, Field(description="Which entry of params.yaml's download section to train on")]
+Preset = Annotated[
+    Literal["params.yaml", "vggsound"],
+    Field(description="Where values come from: the project's params.yaml, or the published VGGSound recipe"),
+]
+MaskRatio = Annotated[float | None, Field(gt=0, lt=1, description="Share of tokens hidden in pretrain, seen and heard")]
+Temperature = Annotated[float | None, Field(gt=0, lt=10, description="Of the contrastive loss, at the start")]
+Devices = Annotated[int, Field(ge=1, le=64, description="GPUs a phase trains on, one process each")]
+Until = Annotated[
+    Literal["pretrain", "contrastive", "finetune", "evaluate", "register"],
+    Field(description="The last stage to run, with all it needs"),
+]
+Force = Annotated[bool, Field(description="Train again even where the result exists")]
+
+
+@flow(name="t3av", persist_result=False)
+def t3av(
+    dataset: Dataset = "sounds",
+    preset: Preset = "params.yaml",
+    pretrain: Training = Training(),  # noqa: B008 (Prefect shows it in the form)
+    contrastive: Training = Training(),  # noqa: B008
+    finetune: Training = Training(),  # noqa: B008
+    mask_ratio: MaskRatio = None,
+    temperature: Temperature = None,
+    devices: Devices = 1,
+    until: Until = "register",
+    force: Force = False,
+) -> State[Any]:
+    """Masked auto-encoding, contrastive alignment, sound-event classification; evaluated and registered."""
+    values: dict[str, Any] = {
+        "t3av.dataset": dataset,
+        "t3av.pretrain.mask_ratio": mask_ratio,
+        "t3av.pretrain.audio_mask_ratio": mask_ratio,
+        "t3av.contrastive.temperature": temperature,
+    }
+    for phase, form in zip(PHASES, (pretrain, contrastive, finetune), strict=True):
+        values |= {f"t3av.{phase}.{key}": value for key, value in form.model_dump().items()}
+        values[f"orchestration.stages.{phase}.devices"] = devices
+    trained = PHASES[: PHASES.index(until) + 1] if until in PHASES else PHASES
+    try:
+        overlay = _overlay(dataset, preset)
+    except InputError as error:
+        return Failed(message=str(error))
+    return run_graph(
+        Request(
+            targets=[f"{until}@t3av"],
+            force=[f"{phase}@t3av" for phase in PHASES[: PHASES.index(until) + 1 if until in PHASES else 3]]
+            if force
+            else (),
+            changes={key: value for key, value in values.items() if value is not None},
+            overlay=overlay,
+        )
+    )
+
+
+def _overlay(dataset: str, preset: str) -> dict[str, Any]:
+    """The preset's sections, those of data under the dataset's name."""
+    known = params.section("download", path=orchestration.project() / "params.yaml")
+    if dataset not in known:
+        raise InputError(f"no dataset {dataset!r} in params.yaml's download section; there is {', '.join(known)}")
+    if preset == "params.yaml":
+        return {}
+    sections = params.read(Path(models.__file__).parent / "t3av" / f"{preset}.yaml")
+    return {key: value if key == "t3av" else {dataset: value} for key, value in sections.items()}
