@@ -1,14 +1,15 @@
 """Media files: probing, and the one decode pass that gives a clip's frames and its sound.
 
-Frames are chosen by presentation time. The decoder runs from the last keyframe before a wanted frame, so what comes out is
-the frame that is shown at that moment, whatever the group-of-pictures structure.
+The packets of a file are read twice, and decoded once. The first round decodes the sound and notes when each picture is
+shown; only then is it known which pictures are wanted. The second decodes those, from the keyframe that each needs, and
+leaves out pictures that no other picture is built on. So what comes out is exactly the frame shown at that moment, and
+memory holds no more than what is asked for.
 """
 
 from __future__ import annotations
 
 import io
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,26 @@ import av
 import av.error
 import numpy as np
 import simplejpeg
+from av.stream import Disposition
 
-from tasks.data.audio import Resampler
+from tasks.data.audio import FULL_SCALE, Resampler
+
+SILENT_RMS = 1e-3  # of full scale: -60 dB
+STILL_LEVELS = 8  # grey levels by which no point of a picture that never changes differs, compression included
+SHORTEST = 0.1  # seconds
+EARLY_END = (0.5, 0.1)  # seconds, share of the duration: what may be missing at the end by rounding in the container
+SKIPPABLE = ("h264", "hevc")  # decoders that heed skip_frame picture by picture
 
 
 class ClipError(Exception):
     """A clip cannot be used: `reason` is a short word for tables, `detail` says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class StoredClip:
     jpegs: list[bytes]
     width: int
     height: int
-    wave: np.ndarray | None  # (N,) int16 mono; None = the file has no sound track
+    wave: np.ndarray | None  # (N,) int16 mono; None = the file has no sound
     sample_rate: int
 
 
@@ -61,115 +72,183 @@ class Probe:
     height: int
     has_audio: bool
     sample_rate: int  # Hz of the sound track, 0 without one
-    silent: bool  # loudest sample below -60 dBFS
-    still: bool  # first, middle and last frame differ by less than one grey level
+    silent: bool  # root mean square below -60 dB of full scale
+    still: bool  # five frames from first to last look the same
+
+
+@dataclass(frozen=True)
+class Track:
+    """What a file says of its pictures without decoding them. Times are in units of `time_base` seconds."""
+
+    time_base: float
+    rate: float  # frames a second that the container states, 0 where it does not
+    width: int
+    height: int
+    sample_rate: int  # of the sound, 0 without one
+    coded: list[int]  # presentation times in the order of decoding
+    keys: list[bool]  # whether decoding may begin there
+    shown: list[int]  # presentation times in their order, without those that the container's edit list hides
 
 
 def open_media(source: Path | io.BytesIO) -> Any:
     """An open container; ClipError where the file is missing, empty or no media file."""
-    if isinstance(source, Path):
-        if not source.exists():
-            raise ClipError("missing", f"{source} is not there")
-        if source.stat().st_size == 0:
-            raise ClipError("empty", f"{source} has no bytes")
     try:
-        return av.open(source if isinstance(source, io.BytesIO) else str(source))
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+        elif source.stat().st_size == 0:
+            raise ClipError("empty", "the file has no bytes")
+        # Titles in broken UTF-8 are common and of no interest.
+        return av.open(source if isinstance(source, io.BytesIO) else str(source), metadata_errors="ignore")
+    except FileNotFoundError:
+        raise ClipError("missing", "there is no such file") from None
     except (av.error.FFmpegError, OSError) as error:
-        raise ClipError("unreadable", f"{_words(error)}") from None
+        raise ClipError("unreadable", _words(error)) from None
 
 
 def _words(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
-def frame_times(container: Any) -> tuple[Any, list[int], list[bool]]:
-    """The video stream, presentation times of its packets in order of display (in its time base), and keyframe flags.
+def _stamp(item: Any) -> int | None:
+    """Presentation time of a packet or frame; formats without any, such as AVI, have decoding times at least."""
+    return item.pts if item.pts is not None else item.dts
 
-    Reads packets without decoding them: cheap, and exact where the container's own frame count is not.
-    """
-    if not container.streams.video:
-        raise ClipError("no video", "the file has no video stream")
-    stream = container.streams.video[0]
-    try:
-        shown = sorted((p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None and p.size)
-    except av.error.FFmpegError as error:
-        raise ClipError("truncated", f"the packets end early: {_words(error)}") from None
-    if not shown:
+
+def _picture(container: Any) -> Any:
+    """The first video stream that is no cover picture; its decoder set to one thread."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            stream.codec_context.thread_count = 1
+            return stream
+    raise ClipError("no video", "the file has no video stream")
+
+
+def _sweep(source: Path | io.BytesIO, sample_rate: int) -> tuple[Track, np.ndarray | None]:
+    """Read all packets: the pictures' times noted, the sound decoded to (N,) int16 or None. ClipError on damage."""
+    packets: list[tuple[int, bool, bool]] = []
+    end = 0.0
+    with open_media(source) as container:
+        picture, sounds = _picture(container), container.streams.audio[:1]
+        expected, resampler = len(picture.index_entries), Resampler(sample_rate)
+        try:
+            for packet in container.demux(picture, *sounds):
+                if packet.is_corrupt:
+                    raise ClipError("truncated", f"the file ends in the middle of a packet after {end:.2f} s")
+                if packet.stream is not picture:
+                    for frame in packet.decode():
+                        resampler.add(frame)
+                if packet.size and (time := _stamp(packet)) is not None:
+                    end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+                    if packet.stream is picture:
+                        packets.append((time, packet.is_keyframe, packet.is_discard))
+        except av.error.FFmpegError as error:
+            raise ClipError("damaged", f"{_words(error)} after {end:.2f} s") from None
+        wave = resampler.wave()
+        rate = sounds[0].rate if len(wave) else 0
+        track = Track(
+            float(picture.time_base), float(picture.average_rate or 0), picture.width, picture.height, rate,
+            [time for time, _, _ in packets], [key for _, key, _ in packets],
+            sorted({time for time, _, hidden in packets if not hidden}),
+        )  # fmt: skip
+        _check_whole(
+            track, expected, end, (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
+        )
+    return track, wave if len(wave) else None
+
+
+def _check_whole(track: Track, expected: int, end: float, start: float, duration: float) -> None:
+    """ClipError where the container promises more packets, or seconds, than there are."""
+    if len(track.coded) < expected:
+        raise ClipError("truncated", f"{len(track.coded)} of {expected} frames are in the file")
+    if start + duration - end > EARLY_END[0] + EARLY_END[1] * duration:
+        raise ClipError("truncated", f"the file ends at {end:.2f} s of {start + duration:.2f} s")
+    if not track.shown:
         raise ClipError("no video", "the video stream has no frames")
-    return stream, [pts for pts, _ in shown], [key for _, key in shown]
 
 
 def choose(count: int, wanted: int) -> list[int]:
-    """`wanted` of `count` frames from first to last at equal distances: round(i (n - 1) / (T - 1)); repeats when short."""
+    """`wanted` of `count` frames evenly from first to last: round(i (n - 1) / (T - 1)); repeats when short."""
     return [round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)]
 
 
 def read_clip(source: Path | io.BytesIO, preparation: Preparation) -> StoredClip:
     """Decode a file once: `num_frames` JPEGs and the whole sound as 16-bit mono. ClipError on damage."""
-    with open_media(source) as container:
-        _, times, keys = frame_times(container)
-        targets = [times[index] for index in choose(len(times), preparation.num_frames)]
-        images, resampler = _decode(container, set(targets), times, keys, preparation)
-    lost = [pts for pts in targets if pts not in images]
-    if lost:
-        raise ClipError("truncated", f"{len(lost)} of the {len(targets)} wanted frames cannot be decoded")
-    jpegs = {pts: encode_jpeg(image, preparation.quality) for pts, image in images.items()}
-    height, width = next(iter(images.values())).shape[:2]
-    wave = resampler.wave() if resampler else None
-    return StoredClip([jpegs[pts] for pts in targets], width, height, wave, preparation.sample_rate)
+    track, wave = _sweep(source, preparation.sample_rate)
+    targets = [track.shown[index] for index in choose(len(track.shown), preparation.num_frames)]
+    images = _decode(source, track, set(targets), preparation.short_side)
+    jpegs = {time: encode_jpeg(image, preparation.quality) for time, image in images.items()}
+    height, width = images[targets[0]].shape[:2]
+    return StoredClip([jpegs[time] for time in targets], width, height, wave, preparation.sample_rate)
 
 
-def _decode(
-    container: Any, wanted: set[int], times: Sequence[int], keys: Sequence[bool], preparation: Preparation
-) -> tuple[dict[int, np.ndarray], Resampler | None]:
-    """One pass over the packets of picture and sound; pictures between a wanted frame's keyframes only are decoded."""
-    picture = container.streams.video[0]
-    picture.codec_context.thread_count = 1
-    streams = [picture, *container.streams.audio[:1]]
-    resampler = Resampler(preparation.sample_rate) if len(streams) == 2 else None
-    groups = _groups(wanted, times, keys)
+def _decode(source: Path | io.BytesIO, track: Track, wanted: set[int], short_side: int) -> dict[int, np.ndarray]:
+    """Presentation time -> picture, of all wanted ones; ClipError tells which cannot be had."""
     images: dict[int, np.ndarray] = {}
-    container.seek(0, backward=True, any_frame=False)
-    try:
-        for packet in container.demux(streams):
-            if packet.stream is not picture:
-                for frame in packet.decode():
-                    resampler.add(frame)  # pyright: ignore[reportOptionalMemberAccess]
-                continue
-            if packet.pts is not None and not _in_groups(packet.pts, groups):
-                continue
-            for frame in packet.decode():
-                if frame.pts in wanted and frame.pts not in images:
-                    images[frame.pts] = scale(frame, preparation.short_side)
-    except av.error.FFmpegError as error:
-        raise ClipError("truncated", f"decoding stops: {_words(error)}") from None
-    return images, resampler
+    # Where the container's keyframes are no clean entries, the second round decodes every packet.
+    for needed, skip in ((_needed(track, wanted), True), (set(track.coded), False)):
+        with open_media(source) as container:
+            try:
+                for frame in _frames(container, track, needed, wanted, skip):
+                    time = _stamp(frame)
+                    if time in wanted and time not in images and not frame.is_corrupt:
+                        images[time] = scale(frame, short_side)
+            except av.error.FFmpegError as error:
+                raise ClipError("damaged", f"decoding stops: {_words(error)}") from None
+        if wanted == images.keys():
+            return images
+    at = min(wanted - images.keys()) * track.time_base
+    raise ClipError(
+        "damaged", f"{len(wanted) - len(images)} of {len(wanted)} frames cannot be decoded, from {at:.2f} s"
+    )
 
 
-def _groups(wanted: set[int], times: Sequence[int], keys: Sequence[bool]) -> list[tuple[int, int]]:
-    """Spans [first, last] of presentation times to decode: whole groups of pictures with a wanted frame in them.
+def _needed(track: Track, wanted: set[int]) -> set[int]:
+    """Times of the packets to decode: from the keyframe that a wanted picture starts from to the picture itself.
 
-    The group before is kept too: frames shown before a keyframe may be coded after it (open groups).
+    A picture shown before a keyframe but coded after it (open groups of pictures) starts from the keyframe before.
     """
-    starts = [pts for pts, key in zip(times, keys, strict=True) if key] or [times[0]]
-    spans: list[tuple[int, int]] = []
-    for pts in sorted(wanted):
-        k = max(bisect_right(starts, pts) - 1, 0)
-        spans.append((starts[k - 1] if k else times[0], starts[k + 1] if k + 1 < len(starts) else times[-1]))
-    return spans
+    needed: set[int] = set()
+    entries: list[int] = []  # positions of keyframes so far
+    for position, (time, key) in enumerate(zip(track.coded, track.keys, strict=True)):
+        if key:
+            entries.append(position)
+        if time in wanted:
+            first = next((entry for entry in reversed(entries) if track.coded[entry] <= time), 0)
+            needed.update(track.coded[first : position + 1])
+    return needed
 
 
-def _in_groups(pts: int, groups: list[tuple[int, int]]) -> bool:
-    return any(first <= pts <= last for first, last in groups)
+def _frames(container: Any, track: Track, needed: set[int], wanted: set[int], skip: bool) -> Iterator[Any]:
+    """Decoded frames of the needed packets; with `skip`, pictures neither wanted nor built upon are left out."""
+    picture = _picture(container)
+    decoder = picture.codec_context
+    skip = skip and decoder.name in SKIPPABLE
+    left, running = sum(time in needed for time in track.coded), False
+    for packet in container.demux(picture):
+        time = _stamp(packet)
+        if packet.size and time in needed:
+            # One thread, so the decoder is done with a packet before the next setting.
+            decoder.skip_frame = "NONREF" if skip and time not in wanted else "DEFAULT"
+            yield from decoder.decode(packet)
+            left, running = left - 1, True
+            if left == 0:
+                break
+        elif running:  # a gap: what the decoder still holds comes out, and it starts anew at the next keyframe
+            yield from decoder.decode(None)
+            decoder.flush_buffers()
+            running = False
+    if running:
+        yield from decoder.decode(None)
 
 
 def scale(frame: Any, short_side: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB with the shorter side at `short_side` pixels, aspect kept, bilinear; 0 keeps the size."""
+    """(H, W, 3) uint8 RGB, upright, the shorter side `short_side` pixels long (0 keeps the size), bilinear."""
     width, height = frame.width, frame.height
     if short_side:
         ratio = short_side / min(width, height)
         width, height = round(width * ratio), round(height * ratio)
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+    image = frame.reformat(width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
+    return np.rot90(image, round(frame.rotation / 90))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -178,35 +257,32 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def probe(path: Path) -> Probe:
-    """Read all packets, decode the first, middle and last frame and the sound. ClipError says what is wrong."""
-    with open_media(path) as container:
-        stream, times, keys = frame_times(container)
-        base = float(stream.time_base)
-        fps = float(stream.average_rate or 0) or (len(times) - 1) / max((times[-1] - times[0]) * base, 1e-9)
-        duration = (times[-1] - times[0]) * base + 1 / max(fps, 1e-9)
-        ends = [times[0], times[len(times) // 2], times[-1]]
-        rate = container.streams.audio[0].rate if container.streams.audio else 0
-        width, height = stream.width, stream.height
-        images, resampler = _decode(container, set(ends), times, keys, Preparation(3, 32, 90, rate or 16000))
-    for name, pts in zip(("first", "middle", "last"), ends, strict=True):
-        if pts not in images:
-            raise ClipError("truncated", f"the {name} frame cannot be decoded")
-    wave = resampler.wave() if resampler else np.zeros(0, np.int16)
+    """Read all packets, decode the sound and five frames from first to last. ClipError says what is wrong."""
+    track, wave = _sweep(path, 16000)
+    shown = track.shown
+    span = (shown[-1] - shown[0]) * track.time_base
+    fps = track.rate or ((len(shown) - 1) / span if span else 0.0)
+    duration = span + (1 / fps if fps else 0.0)
+    if len(shown) < 2 or duration < SHORTEST:
+        raise ClipError("too short", f"{len(shown)} frames in {duration:.3f} s")
+    images = _decode(path, track, {shown[index] for index in choose(len(shown), 5)}, 32)
+    loudness = 0.0 if wave is None else float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) / FULL_SCALE
     return Probe(
         duration=round(duration, 6),
         fps=round(fps, 6),
-        frames=len(times),
-        width=width,
-        height=height,
-        has_audio=resampler is not None and len(wave) > 0,
-        sample_rate=rate,
-        silent=resampler is not None and (len(wave) == 0 or int(np.abs(wave.astype(np.int32)).max()) < 33),
-        still=len(times) > 1 and all(_difference(images[ends[0]], images[pts]) < 1.0 for pts in ends[1:]),
+        frames=len(shown),
+        width=track.width,
+        height=track.height,
+        has_audio=wave is not None,
+        sample_rate=track.sample_rate,
+        silent=wave is not None and loudness < SILENT_RMS,
+        still=_unchanging(list(images.values())),
     )
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> float:
-    return float(np.abs(first.astype(np.int16) - second.astype(np.int16)).mean())
+def _unchanging(images: list[np.ndarray]) -> bool:
+    first = images[0].astype(np.int16)
+    return all(int(np.abs(image - first).max()) < STILL_LEVELS for image in images[1:])
 
 
 def thumbnail(path: Path) -> bytes | None:
@@ -214,7 +290,7 @@ def thumbnail(path: Path) -> bytes | None:
     try:
         with open_media(path) as container:
             for frame in container.decode(video=0):
-                return encode_jpeg(scale(frame, 72), 80)
+                return encode_jpeg(scale(frame, 108), 80)
     except (ClipError, av.error.FFmpegError, IndexError):
         return None
     return None
