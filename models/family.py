@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import pandas as pd
-from torch import Tensor, nn
+if TYPE_CHECKING:  # torch takes seconds to import, and most stages never touch a tensor
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+    Batch = dict[str, Tensor]
+else:
+    Batch = dict
 
 
 class InputError(ValueError):

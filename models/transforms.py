@@ -39,7 +39,7 @@ class LogMel(nn.Module):
         frames = frames - frames.mean(-1, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
         frames = (frames - 0.97 * before) * self.window
-        power = torch.fft.rfft(frames, n=self.size).abs().square()
+        power = torch.view_as_real(torch.fft.rfft(frames, n=self.size)).square().sum(-1)
         return (power @ self.filters).clamp(min=FLOOR).log()
 
 

@@ -102,6 +102,9 @@ class Toy:
 
     def slow(self, chatty: bool) -> None:
         self.graph(SLOW_STAGE)
+        self.slow_script(chatty)
+
+    def slow_script(self, chatty: bool) -> None:
         (self.root / "slow.py").write_text(SLOW.replace("{chatty}", str(chatty)))
 
     def wait_for(self, name: str, seconds: float = 60) -> None:
