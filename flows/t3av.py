@@ -74,9 +74,7 @@ def t3av(
     return run_graph(
         Request(
             targets=[f"{until}@t3av"],
-            force=[f"{phase}@t3av" for phase in PHASES[: PHASES.index(until) + 1 if until in PHASES else 3]]
-            if force
-            else (),
+            force=[f"{phase}@t3av" for phase in trained] if force else (),
             changes={key: value for key, value in values.items() if value is not None},
             overlay=overlay,
         )

@@ -177,7 +177,7 @@ def deploy(project: Path, env: Mapping[str, str], stop: Event) -> None:
 
 
 def serve(settings: Settings, project: Path, stop: Event) -> None:
-    """Start everything, keep it running until `stop`, end it: the workers first, so that their runs can still report."""
+    """Start everything, keep it running until `stop`, end it: the workers first, so that their runs can report."""
     secured = check(settings)
     env = environment(settings, project, secured)
     if secured:

@@ -127,7 +127,7 @@ def test_runs_from_the_interface(running: Running) -> None:
     toy = running.toy
     assert httpx.get(running.mlflow).status_code == 200
     # A form with a wrong value is refused before anything starts.
-    with pytest.raises(httpx.HTTPStatusError, match="409|422"):
+    with pytest.raises(httpx.HTTPStatusError, match=r"409|422"):
         running.trigger("t3av/t3av", pretrain={"epochs": -1})
 
     run = running.trigger("pipeline/pipeline", targets=["score", "hard"], params={"first.value": 7})
