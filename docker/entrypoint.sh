@@ -21,7 +21,6 @@ need() {
 
 # The folder becomes a checkout of DUET_REPO at DUET_REF: a branch, tag or commit; by default what the remote's HEAD is.
 check_out() {
-  need DUET_REPO
   [[ -d .git ]] || git init --quiet
   git config remote.origin.url "$DUET_REPO"
   # Experiments too: a run with other params is one, so its commit can be given as DUET_REF.
@@ -41,7 +40,6 @@ check_out() {
 
 # The store that workers exchange results through, in .dvc/config.local, which git ignores.
 set_remote() {
-  need DUET_REMOTE
   dvc remote add --quiet --local --force --default store "$DUET_REMOTE"
   if [[ -z "${AWS_ENDPOINT_URL:-}" ]]; then
     unset AWS_ENDPOINT_URL # a template has it empty for AWS itself, which boto3 would take for an address
@@ -51,7 +49,7 @@ set_remote() {
 }
 
 start_worker() {
-  need PREFECT_API_URL DUET_POOL
+  need DUET_REPO DUET_REMOTE PREFECT_API_URL DUET_POOL
   check_out
   set_remote
   export DUET_PROJECT="$PWD"
@@ -60,7 +58,7 @@ start_worker() {
 
 # Every node gets the inputs of DUET_STAGE, then torchrun starts its processes. DVC runs in rank 0 alone.
 start_node() {
-  need DUET_STAGE DUET_TOPOLOGY DUET_MASTER JOB_COMPLETION_INDEX
+  need DUET_REPO DUET_REMOTE DUET_STAGE DUET_TOPOLOGY DUET_MASTER JOB_COMPLETION_INDEX
   local nodes="${DUET_TOPOLOGY%x*}" processes="${DUET_TOPOLOGY#*x}" before
   check_out
   set_remote

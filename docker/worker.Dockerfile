@@ -10,8 +10,8 @@ COPY requirements.lock /
 RUN pip install --no-cache-dir "$(grep '^uv==' /requirements.lock)"
 
 FROM ${BASE}
-# DVC and the entrypoint need git; tini passes signals on and reaps what a killed run leaves. No versions: a distribution
-# drops its old ones, and the build would stop that day.
+# DVC and the entrypoint need git; tini passes signals on and reaps what a killed run leaves. No versions, because
+# distributions drop old ones, and the build would stop that day.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates git openssh-client tini \
