@@ -1,30 +1,27 @@
-"""Probe every file of a dataset: `python -m tasks.clean DATASET`. Usable clips go to the manifest, the others to quarantine."""
+"""Probe every file of a dataset: `python -m tasks.clean DATASET`. The manifest lists usable clips, quarantine the others."""
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-from tqdm import tqdm
 
 from models.family import InputError
-from tasks import command, params, storage, tracking
-from tasks.data import manifest, video
+from tasks import command, params, quarantine, storage, tracking
+from tasks.data import audio, manifest, video, workers
 from tasks.datasets import load_format
 
-QUARANTINE = ["id", "path", "split", "reason", "detail"]
-PIECE = 200  # clips whose probes are kept together, so that a killed run goes on from there
-TEMPLATES = Path(__file__).parent / "templates"
+PIECE = 32  # clips whose probes are kept together, so that a killed run goes on from there
+KINDS = {
+    "frames": int, "width": int, "height": int, "sample_rate": int, "has_audio": bool, "silent": bool, "still": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,11 @@ class Clean:
 def listed_clips(dataset: str) -> pd.DataFrame:
     """The subset's rows with `path` relative to data/<dataset>: in the subset where it holds media, else in raw."""
     folder = storage.DATA / dataset / "subset"
-    table = load_format(params.section("download", dataset)["format"]).read(folder)
-    here = "subset" if (folder / "video").is_dir() else "raw"
+    table = load_format(params.section("download", dataset)["format"]).read(folder).reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"{folder}: the annotations list no clip")
+    media = PurePosixPath(table["path"].iloc[0]).parts[0]
+    here = "subset" if (folder / media).is_dir() else "raw"
     return table.assign(path=[f"{here}/{path}" for path in table["path"]])
 
 
@@ -56,140 +56,113 @@ def probe_clip(path: Path) -> dict[str, Any]:
         return {"reason": error.reason, "detail": error.detail}
 
 
-def probe_all(root: Path, table: pd.DataFrame, workers: int, work: Path) -> list[dict[str, Any]]:
-    """Probes of all rows in their order; pieces that an earlier run finished are read back."""
-    probes: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(table), desc="clean", unit="clip") as bar:
-        for paths in _pieces(table["path"].tolist()):
-            stats = [_identity(root / path) for path in paths]
-            key = hashlib.sha256(json.dumps([paths, stats]).encode()).hexdigest()[:24]
-            kept = work / f"{key}.json"
-            if kept.is_file():
-                found = json.loads(kept.read_text())
-            else:
-                found = list(pool.map(probe_clip, [root / path for path in paths], chunksize=4))
-                with storage.atomic_file(kept) as temporary:
-                    temporary.write_text(json.dumps(found))
-            probes += found
-            bar.update(len(paths))
-    return probes
+def probe_piece(paths: list[Path], kept: Path) -> list[dict[str, Any]]:
+    """Probes of some files, read back from `kept` where an earlier run left them."""
+    if kept.is_file():
+        for _ in paths:
+            workers.advance()
+        return json.loads(kept.read_text())
+    found = []
+    for path in paths:
+        found.append(probe_clip(path))
+        workers.advance()
+    with storage.atomic_file(kept) as temporary:
+        temporary.write_text(json.dumps(found))
+    return found
 
 
-def _pieces(paths: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(paths), PIECE):
-        yield paths[start : start + PIECE]
+def probe_all(root: Path, table: pd.DataFrame, num_workers: int, work: Path) -> pd.DataFrame:
+    """Probes of all rows in their order."""
+    paths = [root / path for path in table["path"]]
+    jobs = [(paths[k : k + PIECE], work / f"piece-{k // PIECE:06d}.json") for k in range(0, len(paths), PIECE)]
+    parts = workers.work(probe_piece, jobs, num_workers, len(paths), "clean")
+    columns = [*video.Probe.__dataclass_fields__, "checksum", "reason", "detail"]
+    return pd.DataFrame([row for part in parts for row in part], columns=columns)
+
+
+def work_folder(dataset: str, table: pd.DataFrame) -> Path:
+    """Where the probes of these very files, by this very code, are kept until the stage is done."""
+    state = [[path, *_identity(storage.DATA / dataset / path)] for path in table["path"]]
+    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio)]
+    digest = hashlib.sha256(json.dumps([state, code]).encode()).hexdigest()[:16]
+    return storage.WORK / f"clean-{dataset}-{digest}"
 
 
 def _identity(path: Path) -> list[int]:
-    if not path.exists():
+    try:
+        stat = path.stat()
+    except OSError:
         return []
-    stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def judge(table: pd.DataFrame, probes: list[dict[str, Any]], settings: Clean) -> pd.DataFrame:
-    """The table with the probes' columns and a `reason`, empty for usable clips."""
-    joined = pd.concat([table.reset_index(drop=True), pd.DataFrame(probes)], axis=1)
-    joined[["reason", "detail"]] = joined[["reason", "detail"]].fillna("")
-    usable = joined["reason"] == ""
-
-    def mark(rows: pd.Series, reason: str, detail: str) -> None:
-        chosen = rows.fillna(False).astype(bool) & (joined["reason"] == "")
-        joined.loc[chosen, ["reason", "detail"]] = [reason, detail]
-
-    flags = {name: joined.get(name, pd.Series(False, joined.index)) for name in ("has_audio", "silent", "still")}
-    mark(usable & (flags["has_audio"] == False), "no audio" if settings.require_audio else "", "no sound track")  # noqa: E712
-    if settings.drop_silent:
-        mark(usable & (flags["silent"] == True), "silent", "loudest sample below -60 dBFS")  # noqa: E712
-    if settings.drop_still:
-        mark(usable & (flags["still"] == True), "still", "the picture never changes")  # noqa: E712
-    _mark_duplicates(joined)
-    return joined
-
-
-def _mark_duplicates(joined: pd.DataFrame) -> None:
-    """Of exact copies in several splits only test's stays, so that nothing is scored that was trained on."""
-    if "checksum" not in joined:
-        return
-    rank = joined["split"].map({"test": 0, "val": 1, "train": 2})
-    for checksum, rows in joined[joined["reason"] == ""].groupby("checksum"):
-        if rows["split"].nunique() < 2:
-            continue
-        keep = rank[rows.index].min()
-        for index in rows.index[rank[rows.index] > keep]:
-            twin = rows.loc[rank[rows.index] == keep, "id"].iloc[0]
-            joined.loc[index, ["reason", "detail"]] = ["duplicate", f"the same bytes as {twin} in another split"]
-        del checksum
-
-
-def carve_val(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """Move whole groups of train to val until each annotation has about `share` of its clips there."""
-    if (table["split"] == "val").any() or share == 0:
-        return table
+def judge(table: pd.DataFrame, settings: Clean) -> pd.DataFrame:
+    """The probed table with a reason where the params or a copy in another split make a clip unusable."""
     table = table.copy()
-    train = table[table["split"] == "train"]
-    rng = np.random.default_rng(seed)
-    for _, rows in train.groupby("annotation", sort=True):
-        groups = sorted(rows["group"].unique())
-        rng.shuffle(groups)
-        wanted, taken = round(len(rows) * share), 0
-        for group in groups:
-            members = table.index[(table["group"] == group) & (table["split"] == "train")]
-            if taken + len(members) > wanted:
-                continue
-            table.loc[members, "split"] = "val"
-            taken += len(members)
+    checks = [
+        ("has_audio", False, settings.require_audio, "no audio", "there is no sound track, or nothing on it"),
+        ("silent", True, settings.drop_silent, "silent", "the sound is below -60 dB of full scale"),
+        ("still", True, settings.drop_still, "still", "the picture never changes"),
+    ]
+    for column, bad, asked, reason, detail in checks:
+        if asked:
+            table.loc[(table["reason"] == "") & (table[column] == bad), ["reason", "detail"]] = [reason, detail]
+    for _, copies in table[table["reason"] == ""].groupby("checksum"):
+        # Test's stays, so that nothing is scored that was trained on.
+        first, places = copies.sort_values("split", key=rank_of, kind="stable").iloc[0], rank_of(copies["split"])
+        others = copies.index[places > places.min()]
+        detail = f"the same bytes as {first['id']} in {first['split']}"
+        table.loc[others, ["reason", "detail"]] = ["duplicate", detail]
     return table
 
 
-def write_quarantine(folder: Path, root: Path, dropped: pd.DataFrame, total: int, dataset: str) -> None:
-    """quarantine.csv, and a page with a picture of each clip that still has one."""
-    with storage.atomic_file(folder / "quarantine.csv") as temporary:
-        dropped[QUARANTINE].to_csv(temporary, index=False)
-    shown = [
-        {**row, "picture": base64.b64encode(picture).decode() if picture else ""}
-        for row in dropped.head(500).to_dict("records")
-        for picture in [video.thumbnail(root / row["path"]) if (root / row["path"]).is_file() else None]
-    ]
-    counts = dropped["reason"].value_counts().sort_index().to_dict()
-    page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape()).get_template(
-        "quarantine.html"
-    )
-    with storage.atomic_file(folder / "quarantine.html") as temporary:
-        temporary.write_text(page.render(rows=shown, counts=counts, total=total, dropped=len(dropped), dataset=dataset))
+def rank_of(splits: pd.Series) -> pd.Series:
+    """Which split keeps a clip that stands in several: test before val before train."""
+    return splits.map({"test": 0, "val": 1, "train": 2})
+
+
+def carve_val(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Move about `share` of the usable train clips to val, whole groups, each annotation's share within one group.
+
+    Groups stand in a row, by annotation and within it at random; one is taken whenever another 1 / share clips went by.
+    Annotations that hardly ever repeat, such as captions, do not count.
+    """
+    if (table["split"] == "val").any() or share == 0:
+        return table
+    train = table[(table["split"] == "train") & (table["reason"] == "")]
+    groups = train.groupby("group", sort=True).agg(stratum=("annotation", "first"), clips=("id", "size"))
+    if groups["stratum"].nunique() * 2 > len(groups):
+        groups["stratum"] = ""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    groups = groups.iloc[order].sort_values("stratum", kind="stable")
+    after = groups["clips"].cumsum()
+    taken = np.floor(after * share + 0.5) > np.floor((after - groups["clips"]) * share + 0.5)
+    chosen = (table["split"] == "train") & table["group"].isin(groups.index[taken])
+    return table.assign(split=table["split"].mask(chosen, "val"))
 
 
 def clean(dataset: str, settings: Clean) -> str:
     """Write data/<dataset>/clean; returns the closing line."""
-    root = storage.DATA / dataset
-    table = listed_clips(dataset)
-    judged = judge(table, probe_all(root, table, settings.workers, storage.WORK / f"clean-{dataset}"), settings)
-    dropped = judged[judged["reason"] != ""].sort_values("id", kind="stable")
-    reports = Path(".duet/reports") / dataset
-    write_quarantine(reports, root, dropped, len(judged), dataset)
-    counts = ", ".join(f"{n} {reason}" for reason, n in dropped["reason"].value_counts().sort_index().items())
-    if len(dropped) > settings.max_quarantine * len(judged):
-        raise InputError(
-            f"{dataset}: {len(dropped)} of {len(judged)} clips are unusable ({counts}), more than clean.{dataset}."
-            f"max_quarantine = {settings.max_quarantine:g}; see {reports / 'quarantine.html'}"
-        )
-    usable = carve_val(judged[judged["reason"] == ""], settings.val_share, settings.seed)
-    usable = usable.assign(has_video=True)
-    whole = {
-        "frames": int,
-        "width": int,
-        "height": int,
-        "sample_rate": int,
-        "has_audio": bool,
-        "silent": bool,
-        "still": bool,
-    }
-    with storage.atomic_folder(root / "clean") as folder:
-        manifest.write(usable.astype(whole), folder / "manifest.parquet")
-        for name in ("quarantine.csv", "quarantine.html"):
-            (folder / name).write_bytes((reports / name).read_bytes())
+    root, section = storage.DATA / dataset, f"clean.{dataset}"
+    if not 0 <= settings.val_share < 1 or settings.workers < 1:
+        raise InputError(f"params.yaml: {section}: val_share goes from 0 to below 1, workers from 1")
+    listed = listed_clips(dataset)
+    work = work_folder(dataset, listed)
+    with storage.locked(work):
+        probed = pd.concat([listed, probe_all(root, listed, settings.workers, work)], axis=1)
+        table = judge(carve_val(probed, settings.val_share, settings.seed), settings)
+        dropped, usable = table[table["reason"] != ""], table[table["reason"] == ""]
+        page = quarantine.REPORTS / dataset / "quarantine.html"
+        quarantine.write_page(dropped, len(table), dataset, page)
+        quarantine.check_share(dropped, len(table), settings.max_quarantine, section)
+        with storage.atomic_folder(root / "clean") as folder:
+            manifest.write(usable.assign(has_video=True).astype(KINDS), folder / "manifest.parquet")
+            quarantine.write_list(dropped, folder / "quarantine.csv")
+            shutil.copyfile(page, folder / page.name)
+        shutil.rmtree(work)
     splits = ", ".join(f"{(usable['split'] == split).sum()} {split}" for split in manifest.SPLITS)
-    return f"{dataset}: {len(usable)} clips usable ({splits}), {len(dropped)} in quarantine ({counts or 'none'})"
+    reasons = f": {quarantine.count_reasons(dropped)}; see {root / 'clean' / page.name}" if len(dropped) else ""
+    return f"{dataset}: {len(usable)} clips usable ({splits}), {len(dropped)} in quarantine{reasons}"
 
 
 def main() -> None:
@@ -201,7 +174,7 @@ def main() -> None:
     root = storage.DATA / dataset
     with tracking.run(f"clean@{dataset}", asdict(settings), [root / "raw", root / "subset"]) as run:
         line = clean(dataset, settings)
-        table = manifest.read(dataset)
+        table = manifest.read_clean(dataset)
         run.log({"clips": len(table), "hours": float(table["duration"].sum()) / 3600})
         run.artifact(root / "clean" / "quarantine.html")
     command.say(line)

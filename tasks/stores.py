@@ -1,7 +1,7 @@
 """One decode pass per clip into the frame store and the audio store: `python -m tasks.stores DATASET`.
 
-Work goes by shards. A finished shard survives a kill in `.duet/work` and is not made again; what is in a shard depends on the
-manifest alone, so the bytes do not depend on the number of workers.
+Work goes by shards. A finished shard survives a kill in `.duet/work` and is not made again; what is in a shard depends
+on the manifest alone, so the bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from models.family import InputError
 from models.transforms import LogMel
-from tasks import command, params, storage, tracking
-from tasks.data import audio, manifest, video
-from tasks.data.audio_store import AudioStore, write_audio
+from tasks import command, params, quarantine, storage, tracking
+from tasks.data import audio, manifest, video, workers
+from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
+
+MEL_BINS = 128  # of the statistics, as every family hears
+KINDS = {
+    "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,120 +53,115 @@ class Stores:
 
 
 def build_shard(
-    root: Path, clips: list[tuple[str, str]], number: int, settings: Stores, work: Path
+    root: Path, clips: list[dict[str, Any]], number: int, settings: Stores, work: Path
 ) -> list[dict[str, Any]]:
-    """Decode the (id, path) clips of one shard into its two files; returns their index rows. Skipped when done before."""
+    """Decode the manifest rows of one shard into its two files; their index rows. A shard that is there is read back."""
+    torch.set_num_threads(1)  # one process a core already
+    frames = work / "stores" / shard_name("frames", number, settings.shards, "tsv")
+    sounds = work / "stores" / shard_name("audio", number, settings.shards, "h5")
     done = work / shard_name("done", number, settings.shards, "json")
-    if done.is_file():
+    if done.is_file() and frames.is_file() and sounds.is_file():
+        for _ in clips:
+            workers.advance()
         return json.loads(done.read_text())
     rows: list[dict[str, Any]] = []
-    waves: list[tuple[str, np.ndarray]] = []
-
-    def decoded() -> Iterator[tuple[str, int, int, list[bytes]]]:
-        for clip, path in clips:
-            row: dict[str, Any] = {"id": clip, "path": path, "shard": number, "reason": "", "detail": ""}
-            try:
-                stored = video.read_clip(root / path, settings.preparation)
-            except video.ClipError as error:
-                rows.append({**row, "reason": error.reason, "detail": error.detail})
-                continue
-            heard = stored.wave is not None and len(stored.wave) > 0
-            position = sum(not other["reason"] for other in rows)
-            size = {"num_frames": len(stored.jpegs), "width": stored.width, "height": stored.height}
-            rows.append({**row, "row": position, **size, "has_audio": heard, "audio_row": len(waves) if heard else -1})
-            if stored.wave is not None and heard:
-                waves.append((clip, stored.wave))
-            yield clip, stored.width, stored.height, stored.jpegs
-
-    write_frames(work / shard_name("frames", number, settings.shards, "tsv"), decoded())
-    target = work / shard_name("audio", number, settings.shards, "h5")
-    write_audio(target, waves, settings.sample_rate, settings.codec)
+    with audio_writer(sounds, settings.sample_rate, settings.codec) as add_sound:
+        write_frames(frames, _decoded(root, clips, number, settings, rows, add_sound))
     with storage.atomic_file(done) as temporary:
         temporary.write_text(json.dumps(rows))
     return rows
 
 
-def build_shards(root: Path, table: pd.DataFrame, settings: Stores, work: Path) -> pd.DataFrame:
-    """All shards over processes; the index rows in order of shard and row."""
-    clips = list(zip(table["id"], table["path"], strict=True))
-    parts = [clips[k :: settings.shards] for k in range(settings.shards)]
-    results: dict[int, list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(settings.workers) as pool, tqdm(total=len(clips), desc="stores", unit="clip") as bar:
-        jobs = {pool.submit(build_shard, root, part, k, settings, work): k for k, part in enumerate(parts)}
+def _decoded(
+    root: Path,
+    clips: list[dict[str, Any]],
+    number: int,
+    settings: Stores,
+    rows: list[dict[str, Any]],
+    add_sound: Callable[[str, np.ndarray], int],
+) -> Iterator[tuple[str, int, int, list[bytes]]]:
+    """Rows of the frame store one by one; the sound goes to its store, what the index says of each clip into `rows`."""
+    mel = LogMel(settings.sample_rate, MEL_BINS)
+    position = 0
+    for clip in clips:
+        row: dict[str, Any] = {name: clip[name] for name in ("id", "path", "split")} | {"reason": "", "detail": ""}
+        rows.append(row)
         try:
-            for job in as_completed(jobs):
-                results[jobs[job]] = job.result()
-                bar.update(len(results[jobs[job]]))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return pd.DataFrame([row for k in range(settings.shards) for row in results[k]])
+            stored = video.read_clip(root / clip["path"], settings.preparation)
+            if (stored.wave is not None) != clip["has_audio"]:
+                raise video.ClipError("changed", "the file is not the one that was cleaned; run the clean stage again")
+        except video.ClipError as error:
+            row |= {"reason": error.reason, "detail": error.detail}
+        else:
+            row |= {"shard": number, "row": position, "num_frames": len(stored.jpegs)}
+            row |= {"width": stored.width, "height": stored.height, "has_audio": clip["has_audio"], "audio_row": -1}
+            if stored.wave is not None:
+                row |= {"audio_row": add_sound(clip["id"], stored.wave), "mel": mel_sums(stored.wave, mel)}
+            yield clip["id"], stored.width, stored.height, stored.jpegs
+            position += 1
+        workers.advance()
 
 
-def measure_sound(store: AudioStore, train: list[str]) -> dict[str, float]:
-    """Mean and standard deviation of the train clips' log-mel (128 bins), over frames that hold sound."""
-    total, squares, count, mels = 0.0, 0.0, 0, {}
-    for clip in tqdm(train, desc="log-mel statistics", unit="clip"):
-        wave, rate = store.read(clip)
-        mel = mels.setdefault(rate, LogMel(rate, 128))
-        values = mel(torch.from_numpy(wave)[None]).double()
-        total, squares, count = total + float(values.sum()), squares + float((values**2).sum()), count + values.numel()
-    if count == 0:
-        return {"mel_mean": 0.0, "mel_std": 1.0}
-    mean = total / count
-    return {"mel_mean": round(mean, 6), "mel_std": round(max(squares / count - mean**2, 1e-12) ** 0.5, 6)}
+def mel_sums(wave: np.ndarray, mel: LogMel) -> tuple[float, float, int]:
+    """Sum, sum of squares and number of the log-mel values of (N,) int16."""
+    if len(wave) < mel.length:
+        return 0.0, 0.0, 0
+    values = mel(torch.from_numpy(wave.astype(np.float32) / audio.FULL_SCALE)[None]).double()
+    return float(values.sum()), float(values.square().sum()), values.numel()
 
 
-def finish(root: Path, table: pd.DataFrame, index: pd.DataFrame, work: Path) -> dict[str, float]:
-    """Move the shards to data/<dataset>/stores with their index, quarantine list and statistics."""
-    good = index[index["reason"] == ""]
-    kinds = {
-        "shard": int,
-        "row": int,
-        "num_frames": int,
-        "width": int,
-        "height": int,
-        "has_audio": bool,
-        "audio_row": int,
+def statistics(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
+    """Log-mel mean and deviation over the train clips' frames, and what the stores hold. Sums do not depend on order."""
+    good = rows[rows["reason"] == ""]
+    heard = good[good["has_audio"].astype(bool)]
+    sums = heard.loc[heard["split"] == "train", "mel"].tolist()
+    total, squares, count = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 1.0, 1.0)
+    mean = total / max(count, 1)
+    return {
+        "mel_mean": round(mean, 6),
+        "mel_std": round(max(squares / max(count, 1) - mean**2, 1e-12) ** 0.5, 6),
+        "clips": len(good),
+        "seconds": round(float(table.loc[table["id"].isin(good["id"]), "duration"].sum()), 3),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "without_sound": len(good) - len(heard),
+        "share_without_sound": round(1 - len(heard) / max(len(good), 1), 6),
+        "failed": len(rows) - len(good),
     }
-    with storage.atomic_folder(root / "stores") as folder:
-        for path in sorted(work.glob("frames-*")) + sorted(work.glob("audio-*.h5")):
-            shutil.copyfile(path, folder / path.name)
-        good[["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
-        failed = index[index["reason"] != ""].merge(table[["id", "split"]], on="id")
-        failed[["id", "path", "split", "reason", "detail"]].to_csv(folder / "quarantine.csv", index=False)
-        heard = good.loc[good["has_audio"], "id"]
-        train = table.loc[(table["split"] == "train") & table["id"].isin(heard), "id"].tolist()
-        stats = measure_sound(AudioStore(folder), train)
-        stats |= {"clips": len(good), "without_sound": int(len(good) - len(heard)), "failed": len(failed)}
-        (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
+
+
+def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
+    """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics."""
+    good, failed = rows[rows["reason"] == ""], rows[rows["reason"] != ""]
+    stats = statistics(table, rows, folder)
+    good[["id", *KINDS]].astype(KINDS).to_parquet(folder / INDEX, index=False)
+    quarantine.write_list(failed, folder / "quarantine.csv")
+    (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
 
 
 def stores(dataset: str, settings: Stores) -> dict[str, float]:
     """Write data/<dataset>/stores; returns the statistics."""
-    root = storage.DATA / dataset
-    table = manifest.read(dataset)
-    if settings.shards < 1 or settings.num_frames < 1 or settings.workers < 1:
-        raise InputError(f"params.yaml: stores.{dataset}: shards, num_frames and workers must be 1 or more")
-    identity = [
-        asdict(settings.preparation),
-        settings.codec,
-        settings.shards,
-        table[["id", "path", "checksum"]].to_json(),
-    ]
+    root, name = storage.DATA / dataset, f"stores.{dataset}"
+    table = manifest.read_clean(dataset)
+    if min(settings.shards, settings.num_frames, settings.workers, settings.sample_rate) < 1:
+        raise InputError(f"params.yaml: {name}: shards, num_frames, workers and sample_rate must be 1 or more")
+    if not 1 <= settings.quality <= 100 or settings.short_side < 0:
+        raise InputError(f"params.yaml: {name}: quality goes from 1 to 100, short_side is 0 or more pixels")
+    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio)]
+    identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
-        index = build_shards(root, table, settings, work)
-        failed = index[index["reason"] != ""]
-        if len(failed) > settings.max_quarantine * len(index):
-            first = failed.iloc[0]
-            raise InputError(
-                f"{dataset}: {len(failed)} of {len(index)} clips cannot be decoded, more than stores.{dataset}.max_quarantine"
-                f" = {settings.max_quarantine:g}; the first is {first['path']} ({first['reason']}: {first['detail']})"
-            )
-        stats = finish(root, table, index, work)
-    shutil.rmtree(work)
+        for leftover in (work / "stores").glob(".*.tmp"):  # of a worker that was killed
+            leftover.unlink()
+        clips = table.to_dict("records")
+        jobs = [(root, clips[k :: settings.shards], k, settings, work) for k in range(settings.shards)]
+        results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
+        rows = pd.DataFrame([row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, "mel"])
+        failed = rows[rows["reason"] != ""]
+        quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
+        stats = finish(table, rows, work / "stores")
+        storage.install_folder(work / "stores", root / "stores")
+        shutil.rmtree(work)
     return stats
 
 
@@ -178,7 +177,7 @@ def main() -> None:
         run.log(stats)
     command.say(
         f"{dataset}: {stats['clips']} clips stored, {stats['without_sound']} without sound, {stats['failed']} failed; "
-        f"log-mel mean {stats['mel_mean']:.3f}, deviation {stats['mel_std']:.3f}"
+        f"{stats['bytes'] / 1e6:.1f} MB; log-mel mean {stats['mel_mean']:.3f}, deviation {stats['mel_std']:.3f}"
     )
 
 

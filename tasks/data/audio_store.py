@@ -5,7 +5,10 @@ The sound's data set is called after its codec: `mp3` and `flac` hold the bytes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,24 +18,70 @@ import numpy as np
 from models.family import InputError
 from tasks import storage
 from tasks.data import audio
-from tasks.data.frame_store import read_index, shard_name
+from tasks.data.frame_store import find, read_index, shard_name
 
 CODECS: tuple[audio.Codec, ...] = ("pcm16", "flac", "mp3")
 
 
+class _Disk(io.FileIO):
+    """A file whose first write error is kept for `check`: HDF5 that meets one itself cannot even close its file."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """All of the data."""
+        view = memoryview(data).cast("B")
+        try:
+            done = 0
+            while self.error is None and done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """As a file does."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the error that HDF5 was spared."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, self.name)
+
+
+@contextmanager
+def audio_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[Callable[[str, np.ndarray], int]]:
+    """Appends (clip id, (N,) int16) and gives back the row; the file takes its name when the block ends well."""
+    kind = np.int16 if codec == "pcm16" else np.uint8
+    with storage.atomic_file(path) as temporary, _Disk(temporary, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            grow: dict[str, Any] = {"maxshape": (None,), "track_times": False}  # no times: same input, same bytes
+            names = file.create_dataset("audio_name", (0,), h5py.string_dtype(), chunks=(256,), **grow)
+            sounds = file.create_dataset(codec, (0,), h5py.vlen_dtype(kind), chunks=(16,), **grow)
+            sounds.attrs["codec"], sounds.attrs["sample_rate"] = codec, sample_rate
+
+            def add(name: str, wave: np.ndarray) -> int:
+                row = len(names)
+                names.resize(row + 1, 0)
+                sounds.resize(row + 1, 0)
+                names[row], sounds[row] = name, audio.encode(wave, sample_rate, codec)
+                disk.check()
+                return row
+
+            yield add
+        disk.check()
+
+
 def write_audio(path: Path, rows: Iterable[tuple[str, np.ndarray]], sample_rate: int, codec: audio.Codec) -> int:
     """Write rows of (clip id, (N,) int16) as one HDF5 file, atomically; returns their number."""
-    kind = np.int16 if codec == "pcm16" else np.uint8
-    with storage.atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        names = file.create_dataset("audio_name", (0,), h5py.string_dtype(), maxshape=(None,), chunks=(256,))
-        sounds = file.create_dataset(codec, (0,), h5py.vlen_dtype(kind), maxshape=(None,), chunks=(16,))
-        sounds.attrs["codec"], sounds.attrs["sample_rate"] = codec, sample_rate
-        count = 0
+    count = 0
+    with audio_writer(path, sample_rate, codec) as add:
         for name, wave in rows:
-            names.resize(count + 1, 0)
-            sounds.resize(count + 1, 0)
-            names[count], sounds[count] = name, audio.encode(wave, sample_rate, codec)
-            count += 1
+            count = add(name, wave) + 1
     return count
 
 
@@ -42,17 +91,21 @@ class AudioShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None}
+        return {"path": self.path, "_file": None, "_process": 0}
 
     def open(self) -> h5py.File:
         """The file; InputError where it is none."""
-        if self._file is None:
+        if self._file is None or self._process != os.getpid():  # HDF5 does not survive a fork
             try:
-                self._file = h5py.File(self.path, "r")
+                self._file, self._process = h5py.File(self.path, "r"), os.getpid()
             except OSError as error:
-                raise InputError(f"{self.path} is no readable HDF5 file; run the stores stage again ({error})") from None
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"{self.path} is no readable HDF5 file; run the stores stage again ({reason})"
+                ) from None
         return self._file
 
     def names(self) -> list[str]:
@@ -67,7 +120,10 @@ class AudioShard:
             raise InputError(f"{self.path} has none of the data sets {', '.join(CODECS)}")
         sounds = cast(h5py.Dataset, file[codec])
         rate = sounds.attrs.get("sample_rate")
-        return audio.decode(np.asarray(sounds[number]), None if rate is None else int(cast(int, rate)))
+        try:
+            return audio.decode(np.asarray(sounds[number]), None if rate is None else int(cast(int, rate)))
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.path} row {number} cannot be decoded: {' '.join(str(error).split())}") from None
 
 
 class AudioStore:
@@ -76,19 +132,22 @@ class AudioStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = read_index(folder)
-        self.index = index[index["has_audio"]].set_index("id")
+        index = index[index["has_audio"]]
+        self.places = {clip: row for row, clip in enumerate(index["id"])}
+        self._shard, self._row = index["shard"].to_numpy(), index["audio_row"].to_numpy()
         self._count = len(list(folder.glob("audio-*.h5")))
         self._shards: dict[int, AudioShard] = {}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.places)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
 
     def read(self, clip: str) -> tuple[np.ndarray, int]:
         """((N,) float32 in [-1, 1], Hz) of a clip."""
-        number = int(self.index.at[clip, "shard"])
+        place = find(self.places, clip, self.folder)
+        number = int(self._shard[place])
         if number not in self._shards:
             self._shards[number] = AudioShard(self.folder / shard_name("audio", number, self._count, "h5"))
-        return self._shards[number].read(int(self.index.at[clip, "audio_row"]))
+        return self._shards[number].read(int(self._row[place]))

@@ -1,7 +1,7 @@
 """The frame store: SwinBERT's TSV of base64 JPEGs, sharded, read by memory map.
 
-A row is `key \\t {"class": -1, "width": w, "height": h} \\t base64 JPEG \\t …`. Beside X.tsv stand X.lineidx (byte offset of each
-row, decimal, one a line) and X.lineidx.8b (the same as little-endian unsigned 64-bit integers).
+A row is `key \\t {"class": -1, "width": w, "height": h} \\t base64 JPEG \\t …`. Beside X.tsv stand X.lineidx (offset of
+each row, decimal, one a line) and X.lineidx.8b (the same as little-endian unsigned 64-bit integers).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import json
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class FrameShard:
     def row(self, number: int) -> tuple[memoryview, list[int]]:
         """A row's bytes and the position after each of its tabs; nothing is copied or decoded."""
         if self._map is None:
-            with self.path.open("rb") as handle:
+            with self.path.open("rb") as handle:  # the map outlives the handle, and a fork
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         start = int(self.offsets[number])
         end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
@@ -90,7 +90,10 @@ class FrameShard:
         """The JPEGs of the chosen columns (0 = the first picture); only these are decoded from base64."""
         view, tabs = self.row(number)
         ends = [*(tab - 1 for tab in tabs[1:]), len(view)]
-        return [binascii.a2b_base64(view[tabs[c + 1] : ends[c + 1]]) for c in columns]
+        try:
+            return [binascii.a2b_base64(view[tabs[c + 1] : ends[c + 1]]) for c in columns]
+        except (binascii.Error, IndexError):
+            raise InputError(f"{self.path} row {number} is damaged; run the stores stage again") from None
 
 
 class FrameStore:
@@ -98,33 +101,45 @@ class FrameStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = read_index(folder)
-        self.index = index[index["num_frames"] > 0].set_index("id")
+        self.index = read_index(folder)
+        self.places = {clip: row for row, clip in enumerate(self.index["id"])}
+        self._shard, self._row, self._num_frames = (self.index[c].to_numpy() for c in ("shard", "row", "num_frames"))
         self._shards: dict[int, FrameShard] = {}
         self._count = len(list(folder.glob("frames-*.tsv")))
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}
 
     @property
     def ids(self) -> list[str]:
         """Clips in the store, in its order."""
-        return self.index.index.tolist()
+        return list(self.places)
 
     def num_frames(self, clip: str) -> int:
         """Stored frames of a clip."""
-        return int(self.index.at[clip, "num_frames"])
+        return int(self._num_frames[find(self.places, clip, self.folder)])
 
     def read(self, clip: str, columns: Sequence[int]) -> list[bytes]:
         """JPEG bytes of the chosen columns."""
-        number = int(self.index.at[clip, "shard"])
+        place = find(self.places, clip, self.folder)
+        number = int(self._shard[place])
         if number not in self._shards:
             self._shards[number] = FrameShard(self.folder / shard_name("frames", number, self._count, "tsv"))
-        return self._shards[number].jpegs(int(self.index.at[clip, "row"]), columns)
+        return self._shards[number].jpegs(int(self._row[place]), columns)
 
     def decode(self, clip: str, columns: Sequence[int]) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of the chosen columns."""
-        return decode_jpegs(self.read(clip, columns))
+        try:
+            return decode_jpegs(self.read(clip, columns))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.folder}: a picture of clip {clip} is damaged; run the stores stage again"
+            ) from None
 
 
 def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
@@ -143,3 +158,10 @@ def read_index(folder: Path) -> pd.DataFrame:
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder / INDEX} not found; run the stores stage first")
     return pd.read_parquet(folder / INDEX)
+
+
+def find(places: Mapping[str, int], clip: str, folder: Path) -> int:
+    """A clip's place in the index; InputError where the stores lack it."""
+    if clip not in places:
+        raise InputError(f"{folder} holds no clip {clip}; run the stores stage again")
+    return places[clip]

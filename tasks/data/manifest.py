@@ -1,7 +1,5 @@
 """The manifest: one row for every usable clip of a dataset, in Parquet."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,29 @@ def manifest_path(dataset: str) -> Path:
     return storage.DATA / dataset / "clean" / "manifest.parquet"
 
 
-def read(dataset: str) -> pd.DataFrame:
-    """The manifest of a dataset, sorted by split and id; `path` is relative to data/<dataset>."""
+def read_clean(dataset: str) -> pd.DataFrame:
+    """The manifest as the clean stage left it, sorted by split and id; `path` is relative to data/<dataset>."""
     path = manifest_path(dataset)
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.clean {dataset}` (or dvc repro clean@{dataset})")
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no readable Parquet file ({_line(error)}); run the clean stage again") from None
+
+
+def read(dataset: str) -> pd.DataFrame:
+    """The manifest without the clips that the stores stage put into quarantine, so that each row can be trained on."""
+    table = read_clean(dataset)
+    failed = storage.DATA / dataset / "stores" / "quarantine.csv"
+    if not failed.is_file():
+        return table
+    lost = pd.read_csv(failed, dtype=str, keep_default_na=False)["id"]
+    return table[~table["id"].isin(lost)].reset_index(drop=True)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
