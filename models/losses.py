@@ -27,11 +27,10 @@ def reconstruction(predicted: Tensor, patches: Tensor, masked: Tensor, norm_pix:
 def info_nce(first: Tensor, second: Tensor, valid: Tensor, temperature: Tensor | float) -> Tensor:
     """Symmetric InfoNCE (CLIP, Radford et al. 2021) of unit vectors (B, E); pairs where `valid` (B,) is False do not count.
 
-    Under torch.distributed the negatives are those of all ranks, unequal numbers allowed. Every rank computes the loss of the
-    joined batch, and gradients flow back through the gathering, so that DDP's mean over ranks is its exact gradient.
+    Under torch.distributed give it what `gather_rows` returns. Every rank then computes the loss of the joined batch, and
+    gradients flow back through the gathering, so that DDP's mean over ranks is its exact gradient.
     """
-    first, second, valid = _joined(first.float()), _joined(second.float()), _joined(valid)
-    logits = first @ second.T / temperature
+    logits = first.float() @ second.float().T / temperature
     logits = logits.masked_fill(~(valid[:, None] & valid[None, :]), -1e9)
     own = torch.arange(len(logits), device=logits.device)
     both = functional.cross_entropy(logits, own, reduction="none") + functional.cross_entropy(
@@ -40,16 +39,15 @@ def info_nce(first: Tensor, second: Tensor, valid: Tensor, temperature: Tensor |
     return (both * valid).sum() / 2 / valid.sum().clamp(min=1)
 
 
-def _joined(local: Tensor) -> Tensor:
-    """The rows of all ranks, in order of rank; with gradients for what has them."""
+def gather_rows(local: Tensor) -> Tensor:
+    """The rows of all ranks, in order of rank, unequal numbers allowed; with gradients for what has them."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return local
     size = torch.tensor([len(local)], device=local.device)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
     lengths = [int(length) for length in sizes]
-    longest = max(lengths)
-    padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    padded = torch.cat([local, local.new_zeros(max(lengths) - len(local), *local.shape[1:])])
     if local.is_floating_point():
         parts = cast("tuple[Tensor, ...]", all_gather(padded))
     else:
@@ -58,9 +56,14 @@ def _joined(local: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
+def mean_of_valid(rows: Tensor, valid: Tensor) -> Tensor:
+    """(E,) mean of the rows (B, E) where `valid` (B,) is True; zero where none is."""
+    return (rows * valid[:, None]).sum(0) / valid.sum().clamp(min=1)
+
+
 def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:
     """1.0 where different clips look alike (mean cosine above 0.95) or InfoNCE stays within 1 % of ln(num), else 0.0."""
-    unit = embeddings.float()
+    unit = embeddings.detach().float()
     pairs = max(len(unit) * (len(unit) - 1), 1)
     cosine = (unit.sum(0).square().sum() - unit.square().sum()) / pairs
     chance = torch.log(torch.tensor(float(max(num, 2)), device=loss.device))

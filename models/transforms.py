@@ -20,6 +20,9 @@ class LogMel(nn.Module):
     filters stand at equal distances on the mel scale 1127 ln(1 + f / 700) from 20 Hz to half the sample rate.
     """
 
+    window: Tensor
+    filters: Tensor
+
     def __init__(self, sample_rate: int, num_mel_bins: int) -> None:
         super().__init__()
         self.length, self.shift = round(sample_rate * WINDOW), round(sample_rate * SHIFT)

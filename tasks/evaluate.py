@@ -127,7 +127,7 @@ def main() -> None:
             report.write(scored, results, folder)
         run.log({name: value for name, value in results.metrics.items() if np.isfinite(value)})
         run.artifact(out / "report.html")
-    headline = list(results.metrics.items())[0]
+    headline = next(iter(results.metrics.items()))
     say(f"evaluate@{family}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
 
 

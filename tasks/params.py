@@ -76,7 +76,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return origin(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    expected = origin or hint
+    expected: Any = origin or hint
     if expected is not Any and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
         raise InputError(f"params.yaml: {where} is {value!r}, a {type(value).__name__}; it must be a {_name(hint)}")
     return value

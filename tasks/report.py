@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import simplejpeg
 import torch
+from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from models.family import Example, Results, Table
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]  # Okabe and Ito: colour-blind safe
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a94a0",
     "axes.labelcolor": "#3a4450", "xtick.color": "#3a4450", "ytick.color": "#3a4450", "figure.dpi": 110,
-    "axes.prop_cycle": mpl.cycler(color=COLORS), "legend.frameon": False, "axes.titlesize": 11,
+    "axes.prop_cycle": cycler(color=COLORS), "legend.frameon": False, "axes.titlesize": 11,
 }  # fmt: skip
 MAX_ROWS = 40  # of a table on the page; the CSV has all
 MAX_NAMES = 40  # classes up to which a confusion matrix names them
@@ -49,7 +50,9 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
         title=scored.family.title,
         dataset=scored.dataset,
         headline=headline(results.metrics),
-        sections=[section(name, table, pictures.get(name)) for name, table in results.tables.items() if name != "predictions"],
+        sections=[
+            section(name, table, pictures.get(name)) for name, table in results.tables.items() if name != "predictions"
+        ],
         curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
         examples=gallery(results.examples, storage.DATA / scored.dataset / "stores"),
         provenance=provenance(scored),
@@ -87,7 +90,13 @@ def section(name: str, table: Table, picture: bytes | None) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
-        return "–" if not np.isfinite(value) else f"{value:.3f}" if value != int(value) or abs(value) < 2 else f"{value:.0f}"
+        return (
+            "–"
+            if not np.isfinite(value)
+            else f"{value:.3f}"
+            if value != int(value) or abs(value) < 2
+            else f"{value:.0f}"
+        )
     return str(value)
 
 
@@ -161,15 +170,21 @@ def curves(phase: str, folder: Path) -> bytes:
                 left.plot(history["epoch"], history[column], marker=".", label=column.replace("_", " "))
         left.set(xlabel="epoch", ylabel="loss", title=phase)
         left.legend()
-        scores = [c for c in history if c.startswith("val_") and c != "val_loss" and history[c].between(0, 1).all()]
+        scores = [
+            c for c in map(str, history) if c.startswith("val_") and c != "val_loss" and history[c].between(0, 1).all()
+        ]
         for column in scores[:4]:
-            right.plot(history["epoch"], history[column], marker=".", label=column.removeprefix("val_").replace("_", " "))
+            right.plot(
+                history["epoch"], history[column], marker=".", label=column.removeprefix("val_").replace("_", " ")
+            )
         if scores:
             right.legend()
         else:
             right.plot(history["epoch"], history["lr"], marker=".", color=COLORS[2])
         right.axvline(chosen["epoch"], color="#8a94a0", linestyle=":", linewidth=1)
-        right.set(xlabel="epoch", ylabel="validation" if scores else "learning rate", title="dotted: the epoch that was kept")
+        right.set(
+            xlabel="epoch", ylabel="validation" if scores else "learning rate", title="dotted: the epoch that was kept"
+        )
         return png(figure)
 
 
@@ -191,7 +206,6 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
     """Each example with its film strip and the picture of its sound."""
     frames, sounds = FrameStore(stores), AudioStore(stores)
-    heard = set(sounds.index.index)
     return [
         {
             "clip": example.clip,
@@ -199,7 +213,7 @@ def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
             "right": example.predictions[0][0] == example.truth,
             "bars": [(name, round(100 * score, 1)) for name, score in example.predictions],
             "film": data_uri(film_strip(frames, example.clip), "jpeg"),
-            "sound": data_uri(spectrogram(*sounds.read(example.clip))) if example.clip in heard else "",
+            "sound": data_uri(spectrogram(*sounds.read(example.clip))) if example.clip in sounds.places else "",
         }
         for example in examples
     ]
@@ -223,7 +237,9 @@ def spectrogram(wave: np.ndarray, rate: int) -> bytes:
         figure = Figure(figsize=(5.2, 1.3), layout="constrained")
         axes = figure.subplots()
         low, high = np.percentile(mel, [5, 99.5])
-        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, len(wave) / rate, 0, 80))
+        axes.imshow(
+            mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, len(wave) / rate, 0, 80)
+        )
         axes.set(xlabel="seconds", ylabel="mel", yticks=[])
         return png(figure)
 
@@ -233,7 +249,10 @@ def provenance(scored: Scored) -> list[tuple[str, str]]:
     counts = scored.table["split"].value_counts()
     dropped = len(pd.read_csv(storage.DATA / scored.dataset / "clean" / "quarantine.csv"))
     rows = [
-        ("data", f"{scored.dataset}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in ("train", "val", "test"))),
+        (
+            "data",
+            f"{scored.dataset}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in ("train", "val", "test")),
+        ),
         ("in quarantine", f"{dropped} clips"),
     ]
     for name in scored.trained:

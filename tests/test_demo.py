@@ -91,7 +91,9 @@ def test_one_command_ends_in_a_registered_version(first: Path) -> None:
     assert "http://" not in page
     assert "https://" not in page
     environment = {**os.environ, "PYTHONPATH": str(first)}
-    summary = subprocess.run([sys.executable, "-m", "tasks.summary", "t3av"], cwd=first, env=environment, capture_output=True, text=True)
+    summary = subprocess.run(
+        [sys.executable, "-m", "tasks.summary", "t3av"], cwd=first, env=environment, capture_output=True, text=True
+    )
     assert summary.returncode == 0, summary.stderr
     assert "duet-t3av" in summary.stdout
 

@@ -116,9 +116,7 @@ def test_it_starts_from_the_phase_before(case: tuple[str, str, Phase], facts: Fa
     if before < 0:
         pytest.skip("the first phase starts from nothing")
     earlier = models.load(family).phases[phases[before]]
-    report = load_matching(
-        phase.build(phase.tiny, facts), earlier.build(earlier.tiny, facts).state_dict(), phase.fresh
-    )
+    report = load_matching(phase.build(phase.tiny, facts), earlier.build(earlier.tiny, facts).state_dict(), phase.fresh)
     assert report.loaded
     assert all(key.startswith(phase.fresh) for key in report.fresh)
 

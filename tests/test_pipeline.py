@@ -18,7 +18,9 @@ GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 def test_every_family_has_its_section_and_its_stages() -> None:
-    dag = subprocess.run([Path(sys.executable).parent / "dvc", "dag", "--dot"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    dag = subprocess.run(
+        [Path(sys.executable).parent / "dvc", "dag", "--dot"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in models.names():
         assert name in PARAMS
         for phase in models.load(name).phases:
@@ -40,15 +42,25 @@ def test_families_do_not_import_each_other() -> None:
     for name in models.names():
         for file in (ROOT / "models" / name).glob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
-                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                modules = (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else []
+                )
                 for module in modules:
                     family = module.split(".")[1] if module.startswith("models.") else name
                     assert family == name or family not in models.names(), f"{file} imports {module}"
 
 
 def test_no_ignore_file_hides_code() -> None:
-    tracked = subprocess.run(["git", "ls-files", "models", "tasks", "flows"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    ignored = subprocess.run(["git", "check-ignore", "--no-index", *tracked], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files", "models", "tasks", "flows"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", *tracked], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     assert tracked
     assert not ignored
 

@@ -18,7 +18,8 @@ class ModelConfig:
     encoder_heads: int
     num_frames: int
     frame_size: int  # pixels, square
-    patch_size: int  # pixels, and mel bins × mel frames
+    patch_size: int  # pixels
+    audio_patch_size: int  # mel frames, and mel bins
     tubelet: int  # frames a video token spans
     sample_rate: int  # Hz
     audio_duration: float  # seconds
@@ -97,14 +98,14 @@ def sound_grid(config: ModelConfig) -> tuple[int, int]:
     samples = round(config.audio_duration * config.sample_rate)
     length, shift = round(config.sample_rate * 0.025), round(config.sample_rate * 0.010)
     frames = max(0, (samples - length) // shift + 1)
-    return -(-frames // config.patch_size), config.num_mel_bins // config.patch_size
+    return -(-frames // config.audio_patch_size), config.num_mel_bins // config.audio_patch_size
 
 
 def check(config: ModelConfig) -> None:
     """InputError naming the key whose value does not fit the others."""
     divisions = [
         ("frame_size", config.frame_size, "patch_size", config.patch_size),
-        ("num_mel_bins", config.num_mel_bins, "patch_size", config.patch_size),
+        ("num_mel_bins", config.num_mel_bins, "audio_patch_size", config.audio_patch_size),
         ("num_frames", config.num_frames, "tubelet", config.tubelet),
         ("dim", config.dim, "encoder_heads", config.encoder_heads),
         ("dim", config.dim, "bb_heads", config.bb_heads),

@@ -28,7 +28,9 @@ def class_index(annotation: Mapping[str, Any], facts: Facts, where: str) -> int:
     """Position of the clip's label; InputError for one that training never saw."""
     known = facts.labels["label"]
     if annotation["label"] not in known:
-        raise InputError(f"clip {where}: label {annotation['label']!r} is not among the {len(known)} of training: {known}")
+        raise InputError(
+            f"clip {where}: label {annotation['label']!r} is not among the {len(known)} of training: {known}"
+        )
     return known.index(annotation["label"])
 
 
@@ -70,12 +72,14 @@ def media(sample: Sample, model: ModelConfig, augment: Augmentation | None) -> B
     if wave is not None:
         batch["wave"][: len(wave)] = torch.from_numpy(vary(wave, augment, rng))
     if augment and augment.time_mask + augment.freq_mask:
-        time, bins = sound_grid(model)[0] * model.patch_size, model.num_mel_bins
+        time, bins = sound_grid(model)[0] * model.audio_patch_size, model.num_mel_bins
         batch["bands"] = draw_bands(rng, time, bins, augment.time_mask, augment.freq_mask)
     return batch
 
 
-def pictures(frames: np.ndarray | None, model: ModelConfig, augment: Augmentation | None, rng: np.random.Generator) -> Tensor:
+def pictures(
+    frames: np.ndarray | None, model: ModelConfig, augment: Augmentation | None, rng: np.random.Generator
+) -> Tensor:
     """(T, 3, S, S) uint8, zeros where the clip has none."""
     if frames is None:
         return torch.zeros(model.num_frames, 3, model.frame_size, model.frame_size, dtype=torch.uint8)

@@ -43,11 +43,11 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, facts: Facts) -> None:
         super().__init__()
-        self.size = config.patch_size
+        self.size = config.audio_patch_size
         self.mel = LogMel(config.sample_rate, config.num_mel_bins)
-        self.num_frames = sound_grid(config)[0] * config.patch_size
+        self.num_frames = sound_grid(config)[0] * config.audio_patch_size
         self.mean, self.deviation = facts.mel_mean, facts.mel_std
-        self.patch = nn.Linear(config.patch_size**2, config.dim)
+        self.patch = nn.Linear(config.audio_patch_size**2, config.dim)
         self.places = nn.Parameter(sincos_grid(*sound_grid(config), config.dim)[None])
         self.blocks = nn.ModuleList(Block(config.dim, config.encoder_heads) for _ in range(config.encoder_layers))
         self.norm = nn.LayerNorm(config.dim, 1e-6)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from models.attention import Block
 from models.embed import MaskToken, sincos, sincos_grid
 from models.family import Batch, Facts
-from models.losses import has_collapsed, info_nce, reconstruction
+from models.losses import gather_rows, has_collapsed, info_nce, mean_of_valid, reconstruction
 from models.masking import mask_sound, mask_video
 from models.t3av.config import (
     ContrastiveConfig,
@@ -24,6 +24,8 @@ from models.t3av.config import (
     video_grid,
 )
 from models.t3av.encoders import Trunk, initialise
+
+MOMENTUM = 0.9  # of the running centres
 
 
 def features(trunk: Trunk, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -39,6 +41,8 @@ def features(trunk: Trunk, batch: Batch) -> tuple[Tensor, Tensor]:
 
 class Decoder(nn.Module):
     """Predicts all patches of one modality from the visible tokens (MAE, He et al. 2022)."""
+
+    positions: Tensor
 
     def __init__(self, config: PretrainConfig, positions: Tensor, patch_dim: int) -> None:
         super().__init__()
@@ -65,14 +69,17 @@ class Pretrain(Trunk):
         super().__init__(config.model, facts)
         model, dim = config.model, config.dec_dim
         time, rows, columns = video_grid(model)
-        places = sincos_grid(rows, columns, dim).repeat(time, 1) + sincos(time, dim).repeat_interleave(rows * columns, 0)
+        places = sincos_grid(rows, columns, dim).repeat(time, 1) + sincos(time, dim).repeat_interleave(
+            rows * columns, 0
+        )
         self.config = config
         self.video_decoder = Decoder(config, places, 3 * model.tubelet * model.patch_size**2)
-        self.audio_decoder = Decoder(config, sincos_grid(*sound_grid(model), dim), model.patch_size**2)
+        self.audio_decoder = Decoder(config, sincos_grid(*sound_grid(model), dim), model.audio_patch_size**2)
         initialise(self)
-        for name, wanted in (("video", config.train_video_mae), ("audio", config.train_audio_mae)):
-            for part in (getattr(self, f"{name}_encoder"), getattr(self, f"{name}_decoder")):
-                part.requires_grad_(wanted)
+        for part in (self.video_encoder, self.video_decoder):
+            part.requires_grad_(config.train_video_mae)
+        for part in (self.audio_encoder, self.audio_decoder):
+            part.requires_grad_(config.train_audio_mae)
 
     def video_loss(self, batch: Batch) -> Tensor:
         """(B,) error of the masked patches of the picture, 0 where there is none."""
@@ -120,7 +127,13 @@ def projection(dim: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class Contrastive(Trunk):
-    """Symmetric InfoNCE between the projected features of picture and sound."""
+    """Symmetric InfoNCE between the projected features of picture and sound.
+
+    Projections are centred over the joined batch before they are normalised, and by the running mean in evaluation (as
+    DINO, Caron et al. 2021, does): what all clips have in common would otherwise fill the space and nothing would move.
+    """
+
+    centers: Tensor
 
     def __init__(self, config: ContrastiveConfig, facts: Facts) -> None:
         check(config.model)
@@ -131,6 +144,7 @@ class Contrastive(Trunk):
         self.audio_head = projection(dim, config.proj_hidden_dim, config.contrastive_dim)
         start = torch.tensor(math.log(config.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
+        self.register_buffer("centers", torch.zeros(2, config.contrastive_dim))
         initialise(self)
         freeze(self, config.freeze_encoders, config.freeze_backbone)
 
@@ -140,38 +154,39 @@ class Contrastive(Trunk):
         return {"video_feature": video, "audio_feature": audio}
 
     def embed(self, batch: Batch) -> Batch:
-        """Unit vectors (B, E) of both modalities, zero where missing, and which clips are pairs."""
+        """Projections (B, E) of both modalities, neither centred nor normalised, and which clips are pairs."""
         encoded = batch if "video_feature" in batch else self.encode(batch)
-        video = functional.normalize(self.video_head(encoded["video_feature"]).float(), dim=-1)
-        audio = functional.normalize(self.audio_head(encoded["audio_feature"]).float(), dim=-1)
         return {
-            "video_embedding": video * batch["has_video"][:, None],
-            "audio_embedding": audio * batch["has_audio"][:, None],
+            "video": self.video_head(encoded["video_feature"]).float(),
+            "audio": self.audio_head(encoded["audio_feature"]).float(),
             "pair": batch["has_video"] & batch["has_audio"],
         }
 
     def joint_loss(self, embeddings: Batch) -> Batch:
-        """InfoNCE over embeddings, with the temperature it used and the alarm that tells a collapse."""
-        video, audio = embeddings["video_embedding"], embeddings["audio_embedding"]
+        """InfoNCE over the batch of all ranks, with the temperature it used and the alarm that tells a collapse."""
+        rows = [gather_rows(embeddings[name]) for name in ("video", "audio")]
+        pair = gather_rows(embeddings["pair"])
+        centers = torch.stack([mean_of_valid(row, pair) for row in rows])
+        video, audio = (functional.normalize(r - c, dim=-1) for r, c in zip(rows, centers, strict=True))
         temperature = self.log_temperature.exp().clamp(0.01, 1.0)
-        loss = info_nce(video, audio, embeddings["pair"], temperature)
-        collapse = has_collapsed(video.detach(), loss.detach(), len(video))
+        loss = info_nce(video, audio, pair, temperature)
+        self.centers.copy_(self.centers * MOMENTUM + centers.detach() * (1 - MOMENTUM))
+        collapse = has_collapsed(video, loss.detach(), len(video))
         return {"loss": loss, "temperature": temperature.detach(), "collapse": collapse}
 
     def forward(self, batch: Batch, embed_only: bool = False) -> Batch:
-        """Training: the loss (or the embeddings alone). Evaluation: embeddings and the features below them."""
+        """Training: the loss (or the projections alone). Evaluation: unit vectors, zero where missing, and features."""
         if embed_only:
             return self.embed(batch)
         if self.training:
             return self.joint_loss(self.embed(batch))
         encoded = batch if "video_feature" in batch else self.encode(batch)
         found = self.embed({**batch, **encoded})
-        return {
-            "video_embedding": found["video_embedding"],
-            "audio_embedding": found["audio_embedding"],
-            "video_feature": encoded["video_feature"],
-            "audio_feature": encoded["audio_feature"],
-        }
+        predictions = {key: encoded[key] for key in ("video_feature", "audio_feature")}
+        for name, center in zip(("video", "audio"), self.centers, strict=True):
+            unit = functional.normalize(found[name] - center, dim=-1)
+            predictions[f"{name}_embedding"] = unit * batch[f"has_{name}"][:, None]
+        return predictions
 
 
 # --- finetune ------------------------------------------------------------------------------------------------------------
@@ -221,7 +236,11 @@ class Finetune(Trunk):
         logits = self.classifier(torch.cat([heard, seen], -1))
         if not self.training:
             return {"logits": logits}
-        return {"loss": functional.cross_entropy(logits.float(), batch["label"], label_smoothing=self.config.label_smoothing)}
+        return {
+            "loss": functional.cross_entropy(
+                logits.float(), batch["label"], label_smoothing=self.config.label_smoothing
+            )
+        }
 
 
 def freeze(trunk: Trunk, encoders: bool, backbone: bool) -> None:
@@ -243,6 +262,18 @@ def is_frozen(config: ContrastiveConfig | FinetuneConfig) -> bool:
 def tiny_model() -> ModelConfig:
     """The smallest model, for tests on a CPU."""
     return ModelConfig(
-        vit_model_name="none", dim=16, encoder_layers=1, encoder_heads=2, num_frames=2, frame_size=16, patch_size=8,
-        tubelet=1, sample_rate=16000, audio_duration=0.5, num_mel_bins=16, bb_layers=1, bb_heads=2,
-    )  # fmt: skip
+        vit_model_name="none",
+        dim=16,
+        encoder_layers=1,
+        encoder_heads=2,
+        num_frames=2,
+        frame_size=16,
+        patch_size=8,
+        audio_patch_size=8,
+        tubelet=1,
+        sample_rate=16000,
+        audio_duration=0.5,
+        num_mel_bins=16,
+        bb_layers=1,
+        bb_heads=2,
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.embed import resize_grid
 from models.family import InputError, LoadReport
-from models.t3av.config import sound_grid, video_grid
+from models.t3av.config import ModelConfig, sound_grid, video_grid
 from models.t3av.encoders import Trunk
 
 ENCODERS = ("video_encoder", "audio_encoder")
@@ -51,7 +51,7 @@ def _encoder(module: Trunk, name: str, state: Mapping[str, Tensor]) -> dict[str,
     encoder = getattr(module, name)
     stem = state["embeddings.patch_embeddings.projection.weight"]  # (D, 3, p, p)
     places = state["embeddings.position_embeddings"][0, 1:]
-    config = module.config.model  # pyright: ignore[reportAttributeAccessIssue]
+    config: ModelConfig = module.config.model  # pyright: ignore
     if name == "video_encoder":
         stem = stem[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1) / encoder.tubelet
         grid = video_grid(config)[1:]

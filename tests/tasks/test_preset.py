@@ -21,7 +21,9 @@ PRESETS = [(name, path.stem) for name in models.names() for path in sorted((ROOT
 def test_a_preset_gives_valid_params(family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     before = (tmp_path / "params.yaml").read_text()
-    out = subprocess.run([sys.executable, "-m", "tasks.preset", family, name], cwd=tmp_path, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "tasks.preset", family, name], cwd=tmp_path, capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     assert "values of params.yaml changed" in out.stdout
     assert [line for line in before.splitlines() if line.startswith("# ---")] == [
@@ -30,7 +32,9 @@ def test_a_preset_gives_valid_params(family: str, name: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     for phase in models.load(family).phases:
         params.phase(family, phase, Training)
-    again = subprocess.run([sys.executable, "-m", "tasks.preset", family, name], cwd=tmp_path, capture_output=True, text=True)
+    again = subprocess.run(
+        [sys.executable, "-m", "tasks.preset", family, name], cwd=tmp_path, capture_output=True, text=True
+    )
     assert "0 values" in again.stdout
 
 
