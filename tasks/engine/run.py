@@ -218,7 +218,7 @@ def resume(run: Run) -> None:
         run.sums = {key: value.to(place.device) for key, value in sums[place.rank].items()}
         checkpoint.set_random_state(state["random"][place.rank], place.device)
     else:
-        run.sums = {key: sum(share[key] for share in sums).to(place.device) / before for key in sums[0]}
+        run.sums = {key: torch.stack([s[key] for s in sums]).mean(0).to(place.device) for key in sums[0]}
         if place.leader:
             say(f"warning: saved by {before} processes, going on with {place.world}: other rounding, other dropout")
     if place.leader:
