@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows import up
+from flows import services, up
 from tasks import dvc_process
 
 PARAMS = "orchestration:\n  max_parallel: 2\n  stages: {}\n"
@@ -65,13 +65,13 @@ def main() -> None:
         (root / ".duet").mkdir()
         env = up.environment(settings, root, secured=False)
         server = dvc_process.guarded(
-            [str(up.BIN / "prefect"), "server", "start", "--port", str(port)],
+            [str(services.BIN / "prefect"), "server", "start", "--port", str(port)],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            while not up.answers(f"{settings.prefect}/api/health"):
+            while not services.answers(f"{settings.prefect}/api/health"):
                 time.sleep(0.5)
             report(root, env, arguments.stages, arguments.repeats)
         finally:
@@ -82,7 +82,7 @@ def main() -> None:
 def report(root: Path, env: Mapping[str, str], stages: int, repeats: int) -> None:
     """Print ours, the peer's and the ratio."""
     env = {**env, "DUET_TRACKING": "off"}
-    repro = [str(up.BIN / "dvc"), "repro"]
+    repro = [str(services.BIN / "dvc"), "repro"]
     flow = [sys.executable, "-m", "flows.pipeline", "--workspace", "current"]
     timed(flow, root, env, 1)  # fills dvc.lock and the server's first tables
     print(f"{stages} stages, {os.cpu_count()} CPU cores, median of {repeats}")

@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import orchestration
+from flows.services import private_server
 from flows.stage import Site, run_stage
 from models.family import InputError
 from tasks import checkout, dvc_process
@@ -199,7 +200,9 @@ def main() -> None:
     parser.add_argument("--downstream", action="store_true")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--workspace", choices=["own", "current"], default="current")
-    state = pipeline(**vars(parser.parse_args()), return_state=True)  # pyright: ignore[reportCallIssue]
+    arguments = vars(parser.parse_args())
+    with private_server(orchestration.project()):
+        state = pipeline(**arguments, return_state=True)  # pyright: ignore[reportCallIssue]
     print(f"{state.name}: {state.message}", flush=True)
     sys.exit(0 if state.is_completed() else 1)
 

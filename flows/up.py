@@ -9,22 +9,17 @@ import argparse
 import ipaddress
 import os
 import signal
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 from flows import orchestration
+from flows.services import BIN, RESTART, Service, answers, wait_for
 from models.family import InputError
 from tasks import command, dvc_process, slots
 
-BIN = Path(sys.executable).parent
-PATIENCE = 180.0  # seconds for a server's first start: it makes its database
-RESTART = 10.0  # seconds between two starts of a service that keeps ending
 POOLS = ("cpu", "gpu")
 CPU_RUNS = 4  # flow runs at once; a pipeline waiting for the GPU counts as one
 
@@ -51,31 +46,6 @@ class Settings:
     def mlflow(self) -> str:
         """Address of MLflow."""
         return f"http://{self.reach}:{self.mlflow_port}"
-
-
-@dataclass
-class Service:
-    """One process that is kept running."""
-
-    name: str
-    command: Sequence[str]
-    log: Path
-    environment: Mapping[str, str]
-    folder: Path
-    running: dvc_process.Guarded | None = None
-    started: float = -RESTART
-
-    def start(self) -> None:
-        """Start it, its output appended to its log."""
-        self.started = time.monotonic()
-        with self.log.open("ab") as log:
-            self.running = dvc_process.guarded(
-                self.command, grace=35, cwd=self.folder, env=dict(self.environment), stdout=log, stderr=log
-            )
-
-    def has_ended(self) -> bool:
-        """Whether it should be started again."""
-        return self.running is None or self.running.process.poll() is not None
 
 
 def check(settings: Settings) -> bool:
@@ -141,29 +111,6 @@ def services(settings: Settings, project: Path, env: Mapping[str, str], secured:
     }
 
 
-def answers(address: str) -> bool:
-    """Whether a server says anything at all there, a refusal without password included."""
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-
-
-def wait_for(service: Service, address: str, stop: Event) -> None:
-    """Return when the server answers; InputError with its log when it ends or takes too long."""
-    while not answers(address):
-        if stop.is_set():
-            raise dvc_process.Stopped
-        late = time.monotonic() - service.started > PATIENCE
-        if service.has_ended() or late:
-            tail = " | ".join(service.log.read_text(errors="replace").splitlines()[-3:])
-            raise InputError(f"{service.name} did not start at {address} ({tail}); its log is {service.log}")
-        time.sleep(0.5)
-
-
 def deploy(project: Path, env: Mapping[str, str], stop: Event) -> None:
     """Make the pools and apply prefect.yaml."""
     steps = [["work-pool", "create", pool, "--type", "process", "--overwrite"] for pool in POOLS]
@@ -207,15 +154,11 @@ def serve(settings: Settings, project: Path, stop: Event) -> None:
         pass
     finally:
         for group in (known.keys() - servers, servers):
-            _end([known[name] for name in group])
-
-
-def _end(ending: Sequence[Service]) -> None:
-    running = [service.running for service in ending if service.running]
-    for guarded in running:
-        guarded.stop()
-    for guarded in running:
-        guarded.process.wait()
+            for name in group:
+                if running := known[name].running:
+                    running.stop()
+            for name in group:
+                known[name].end()
 
 
 def main() -> None:

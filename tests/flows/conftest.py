@@ -107,13 +107,13 @@ class Toy:
     def slow_script(self, chatty: bool) -> None:
         (self.root / "slow.py").write_text(SLOW.replace("{chatty}", str(chatty)))
 
-    def wait_for(self, name: str, seconds: float = 60) -> None:
+    def wait_for(self, name: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not list(self.root.rglob(name)):
             assert time.monotonic() < deadline, f"{name} did not appear"
             time.sleep(0.05)
 
-    def wait_until_idle(self, seconds: float = 20) -> None:
+    def wait_until_idle(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while left := self.processes():
             assert time.monotonic() < deadline, f"still there: {[process.cmdline() for process in left]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import pipeline, select
@@ -23,6 +25,7 @@ from tasks import graph
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 SETTLED = ("Completed", "Cached", "Failed", "Cancelled", "NotReady")
 NEEDS = {"a": [], "b@x": ["a"], "b@y": ["a"], "c": ["b@x"], "d": ["c"]}
 
@@ -137,28 +140,40 @@ def test_without_changes_of_the_result_there_is_no_experiment(toy: Any) -> None:
     assert not toy.git("for-each-ref", "refs/exps")
 
 
-def start(toy: Any, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.pipeline", *arguments]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start() -> Iterator[Any]:
+    """Starts the flow in a process of its own, against the server of these tests."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "flows.pipeline", *arguments]
+        env = {**os.environ, "PREFECT_API_URL": str(get_current_settings().api.url)}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("chatty", [False, True])
-def test_sigterm_cancels_saves_and_leaves_nothing(toy: Any, chatty: bool) -> None:
+def test_sigterm_cancels_saves_and_leaves_nothing(toy: Any, start: Any, chatty: bool) -> None:
     toy.slow(chatty)
-    process = start(toy, "--workspace", "current")
+    process = start("--workspace", "current")
     toy.wait_for("started.bin")
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert "Cancelled: Cancelled; running it again" in out
     assert list(toy.root.rglob("saved.bin"))
     assert not toy.processes()
     assert toy.is_unlocked()
 
 
-def test_sigkill_leaves_no_orphan(toy: Any) -> None:
+def test_sigkill_leaves_no_orphan(toy: Any, start: Any) -> None:
     toy.slow(chatty=False)
     toy.commit()
-    process = start(toy, "--workspace", "own")
+    process = start("--workspace", "own")
     toy.wait_for("started.bin")
     process.send_signal(signal.SIGKILL)
     process.communicate()
