@@ -124,7 +124,7 @@ def rank_of(splits: pd.Series) -> pd.Series:
 def carve_val(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """Move about `share` of the usable train clips to val, whole groups, each annotation's share within one group.
 
-    Groups stand in a row, by annotation and within it at random; one is taken whenever another 1 / share clips went by.
+    Groups stand in a row, by annotation and within it at random; along it, as many clips are taken as their share says.
     Annotations that hardly ever repeat, such as captions, do not count.
     """
     if (table["split"] == "val").any() or share == 0:
@@ -135,10 +135,14 @@ def carve_val(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
         groups["stratum"] = ""
     order = np.random.default_rng(seed).permutation(len(groups))
     groups = groups.iloc[order].sort_values("stratum", kind="stable")
-    after = groups["clips"].cumsum()
-    taken = np.floor(after * share + 0.5) > np.floor((after - groups["clips"]) * share + 0.5)
-    chosen = (table["split"] == "train") & table["group"].isin(groups.index[taken])
-    return table.assign(split=table["split"].mask(chosen, "val"))
+    chosen, passed, taken = [], 0, 0
+    for group, size in groups["clips"].items():
+        passed += size
+        if passed * share - taken >= size / 2:
+            chosen.append(group)
+            taken += size
+    to_val = (table["split"] == "train") & table["group"].isin(chosen)
+    return table.assign(split=table["split"].mask(to_val, "val"))
 
 
 def clean(dataset: str, settings: Clean) -> str:
