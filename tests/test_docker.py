@@ -383,7 +383,7 @@ def prefect_server(tmp_path):
 
 
 @pytest.mark.slow
-def test_worker_polls_a_server_that_asks_for_a_password(tmp_path, settings, prefect_server):
+def test_worker_polls_a_server_that_asks_for_a_password(tmp_path, origin, settings, prefect_server):
     assert json.load(urllib.request.urlopen(f"{prefect_server}/ui-settings"))["api_url"] == f"{prefect_server}/api"
     duet, health = tmp_path / "duet", free_port()
     duet.mkdir()
