@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK := 1
 READY := .venv/.ready
 
-.PHONY: demo test check format bench lock clean
+.PHONY: demo test test-slow check format bench lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Duet needs Python 3.11 or newer; try: make PYTHON=python3.11")'
@@ -19,8 +19,11 @@ demo: $(READY)  ## Train FAMILY on the demo dataset, from raw video to a registe
 	@dvc repro register@$(FAMILY)
 	@python -m tasks.summary $(FAMILY)
 
-test: $(READY)  ## The whole suite
-	python -m pytest -n 2 --dist loadfile tests
+test: $(READY)  ## The suite but for the slow tests
+	python -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+test-slow: $(READY)  ## Whole pipelines, real servers and workers
+	python -m pytest -m slow tests
 
 check: $(READY)  ## Lint, types, layers
 	ruff check .
