@@ -20,7 +20,7 @@ from models.family import InputError
 from tasks import dvc_process
 
 BIN = Path(sys.executable).parent
-PATIENCE = 180.0  # seconds for a server's first start: it makes its database
+PATIENCE = 600.0  # seconds for a server's first start, which makes its database, on a busy machine
 RESTART = 10.0  # seconds between two starts of a service that keeps ending
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -51,15 +52,20 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
         raise InputError("this Python cannot unpack tar files safely; use 3.11.4 or newer, or unpack it yourself")
     with tarfile.open(archive) as opened:
         for member in tqdm(opened, desc="unpacking", unit="file"):
-            path = inside(folder, member.name, str(archive)) if member.name not in (".", "./") else folder
+            path = inside(folder, member.name, str(archive)) if member.name != "." else folder
+            if member.isdir():
+                continue
             try:
                 tarfile.data_filter(member, str(folder))
-            except tarfile.FilterError as error:
+                # What a link inside the archive points to is written in its place: no link ever reaches the disk.
+                handle = opened.extractfile(member)
+            except (tarfile.FilterError, KeyError, RecursionError) as error:
                 raise InputError(f"{archive}: member {member.name!r} refused: {error}") from None
-            if member.isfile() and (handle := opened.extractfile(member)) is not None:
-                _write_member(handle, member.size, path)
-            elif not path.is_symlink():
-                opened.extract(member, folder, filter="data")
+            if handle is None:
+                raise InputError(f"{archive}: member {member.name!r} is a link to a folder; pack the folder itself")
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(0)
+            _write_member(handle, size, path)
 
 
 def _write_member(source: IO[bytes], size: int, target: Path) -> None:

@@ -54,18 +54,23 @@ def load(folder: Path) -> Bundle:
         raise InputError(f"{folder / META} not found; {folder} is no bundle: train the phase or name another folder")
     try:
         meta = json.loads((folder / META).read_text())
-        family, phase, config, facts = meta["family"], meta["phase"], meta["config"], meta["facts"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / META} is damaged ({error}); bring the bundle again") from None
+        family, phase, config, facts = meta["family"], meta["phase"], meta["config"], Facts(**meta["facts"])
+        phases = models.load(family).phases
+    except (ValueError, KeyError, TypeError) as error:  # a JSON error and an unknown family are ValueErrors
+        raise InputError(f"{folder / META} is damaged or foreign ({error}); bring the bundle again") from None
+    if phase not in phases:
+        raise InputError(f"{folder / META}: {family} has no phase {phase!r}; it has {', '.join(phases)}")
+    try:
+        typed = params.typed(phases[phase].Config, config, "config")
+    except InputError as error:
+        reason = str(error).removeprefix("params.yaml: ")
+        raise InputError(f"{folder / META} is of another version: {reason}; train the phase again") from None
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} is missing or damaged ({error}); bring the bundle again") from None
-    phases = models.load(family).phases
-    if phase not in phases:
-        raise InputError(f"{folder / META}: {family} has no phase {phase!r}; it has {', '.join(phases)}")
-    typed = params.typed(phases[phase].Config, config, f"{folder / META}: config")
-    return Bundle(family, phase, typed, Facts(**facts), meta, state)
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder / WEIGHTS} is missing or damaged ({reason}); bring the bundle again") from None
+    return Bundle(family, phase, typed, facts, meta, state)
 
 
 def plain(config: Any) -> dict[str, Any]:

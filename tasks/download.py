@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from models.family import InputError
-from tasks import archives, command, datasets, params, storage
+from tasks import archives, command, datasets, params, storage, tracking
 from tasks.datasets.demo import Demo, build_demo
 
 
@@ -39,9 +39,7 @@ def fetch(settings: Download, work: Path) -> Path:
         raise InputError(f"params.yaml: sha256 is given but {storage.public_url(source)} is no archive; set it to null")
     if source == "demo":
         if settings.demo is None:
-            raise InputError(
-                "params.yaml: source is demo but its demo section is null; give it seed, clips, seconds, workers"
-            )
+            raise InputError("params.yaml: source is demo but its section `demo` is null; give it seed, clips, …")
         build_demo(settings.demo, raw)
     elif is_archive:
         archive = _fetch_archive(settings, work)
@@ -51,14 +49,13 @@ def fetch(settings: Download, work: Path) -> Path:
     elif source.startswith("s3://"):
         storage.fetch_s3(source, raw, work / "objects.tsv", settings.endpoint)
     elif source.startswith(("http://", "https://")):
-        raise InputError(
-            f"{storage.public_url(source)} is no archive; over HTTP give one of {', '.join(archives.ENDINGS)}"
-        )
+        endings = ", ".join(archives.ENDINGS)
+        raise InputError(f"{storage.public_url(source)} is no archive; over HTTP give one of {endings}")
     elif Path(source).is_dir():
         _copy_folder(Path(source), raw)
     else:
         raise InputError(
-            f"source {source!r} is neither demo, a folder, an archive, https:// nor s3://; check params.yaml"
+            f"source {source!r} is no folder, archive, https:// or s3:// address, nor demo; check params.yaml"
         )
     return raw
 
@@ -131,7 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help="an entry of params.yaml's download section")
     dataset = parser.parse_args().dataset
-    command.say(download(dataset, params.stage(Download, "download", dataset)))
+    settings = params.stage(Download, "download", dataset)
+    public = dataclasses.replace(settings, source=storage.public_url(settings.source))
+    with tracking.run(f"download@{dataset}", dataclasses.asdict(public)):
+        line = download(dataset, settings)
+    command.say(line)
 
 
 if __name__ == "__main__":

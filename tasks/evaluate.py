@@ -23,6 +23,7 @@ from tasks.command import say
 from tasks.data import manifest
 from tasks.data.batches import InOrder, build_loader, read_batches
 from tasks.data.loader import open_split
+from tasks.engine import distributed
 
 SMALL = 2  # dimensions of what is kept of a phase's predictions; pictures and maps are not
 
@@ -41,7 +42,7 @@ class Evaluate:
 class Scored:
     """What a family's evaluation asks for (models.family.Evaluation), made from bundles, manifest and stores."""
 
-    def __init__(self, family: str, settings: Evaluate) -> None:
+    def __init__(self, family: str, settings: Evaluate, device: torch.device) -> None:
         self.family, self.settings = models.load(family), settings
         self.folders = {name: storage.ARTIFACTS / family / name for name in self.family.phases}
         self.trained: Sequence[str] = [name for name, path in self.folders.items() if (path / bundle.META).is_file()]
@@ -51,8 +52,7 @@ class Scored:
         self.config: Any = self.final.config
         self.dataset = str(self.final.meta["dataset"])
         self.num_bootstrap, self.seed = settings.num_bootstrap, settings.seed
-        use_gpu = settings.device != "cpu" and torch.cuda.is_available()
-        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.device = device
         self._kept: dict[tuple[str, str, str, bool], dict[str, np.ndarray]] = {}
 
     @cached_property
@@ -103,7 +103,7 @@ class Scored:
 def write_tables(results: Results, folder: Path) -> None:
     """metrics.json, predictions.csv and every other table below plots/."""
     numbers = {name: round(float(value), 6) for name, value in sorted(results.metrics.items())}
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     (folder / "plots").mkdir()
     for name, table in results.tables.items():
         path = folder / "predictions.csv" if name == "predictions" else folder / "plots" / f"{name}.csv"
@@ -116,10 +116,11 @@ def main() -> None:
     parser.add_argument("family", choices=models.names())
     family = parser.parse_args().family
     settings = params.stage(Evaluate, "evaluate")
-    scored = Scored(family, settings)
+    out = storage.ARTIFACTS / family / "evaluate"
+    with distributed.launched(settings.device) as place:
+        scored = Scored(family, settings, place.device)
     data = storage.DATA / scored.dataset
     inputs = [data / "clean", data / "stores", *(scored.folders[name] for name in scored.trained)]
-    out = storage.ARTIFACTS / family / "evaluate"
     with tracking.run(f"evaluate@{family}", asdict(settings), inputs) as run:
         results = scored.family.evaluate(scored)
         with storage.atomic_folder(out) as folder:

@@ -15,16 +15,20 @@ import simplejpeg
 import torch
 from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from models.family import Example, Results, Table
 from models.transforms import LogMel
 from tasks import bundle, storage
+from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.frame_store import FrameStore
+from tasks.journal import flatten
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from tasks.evaluate import Scored
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,7 +40,9 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 MAX_ROWS = 40  # of a table on the page; the CSV has all
 MAX_NAMES = 40  # classes up to which a confusion matrix names them
-FILM = 8  # pictures of a strip
+MAX_CONFUSIONS = 10  # pairs of classes listed below a confusion matrix
+FILM = 5  # pictures of a strip
+NUM_MELS = 80  # rows of a spectrogram
 
 
 def write(scored: Scored, results: Results, folder: Path) -> None:
@@ -46,16 +52,20 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
     for name, png in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(png)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
+    metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
     page = environment.get_template("report.html").render(
         title=scored.family.title,
         dataset=scored.dataset,
         headline=headline(results.metrics),
         sections=[
-            section(name, table, pictures.get(name)) for name, table in results.tables.items() if name != "predictions"
+            section(name, table, pictures.get(name, b""))
+            for name, table in results.tables.items()
+            if name != "predictions"
         ],
         curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
         examples=gallery(results.examples, storage.DATA / scored.dataset / "stores"),
-        provenance=provenance(scored),
+        provenance=provenance(scored, metas),
+        settings={name: sorted(flatten(meta["config"] | meta["training"]).items()) for name, meta in metas.items()},
     )
     (folder / "report.html").write_text(page)
 
@@ -73,31 +83,38 @@ def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
     ]
 
 
-def section(name: str, table: Table, picture: bytes | None) -> dict[str, Any]:
-    """A table with its picture, as the template takes it."""
-    frame = table.frame if table.plot != "confusion" else table.frame.iloc[0:0, 0:0]
+def section(name: str, table: Table, picture: bytes) -> dict[str, Any]:
+    """A table with its picture, as the template takes it. Beside a confusion matrix stand its worst pairs of classes."""
+    frame = worst_pairs(table.frame) if table.plot == "confusion" else table.frame
+    shown = frame.head(MAX_ROWS)
     return {
         "name": name,
         "title": table.title,
         "note": table.note,
-        "picture": data_uri(picture) if picture else "",
+        "picture": data_uri(picture),
         "columns": [str(column) for column in frame.columns],
         "numeric": [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns],
-        "rows": [[_cell(value) for value in row] for row in frame.head(MAX_ROWS).itertuples(index=False)],
+        "rows": list(zip(*(_cells(shown[column]) for column in shown), strict=True)),
         "hidden": max(0, len(frame) - MAX_ROWS),
     }
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return (
-            "–"
-            if not np.isfinite(value)
-            else f"{value:.3f}"
-            if value != int(value) or abs(value) < 2
-            else f"{value:.0f}"
-        )
-    return str(value)
+def _cells(column: pd.Series) -> list[str]:
+    """A column as text, its numbers with equally many decimals."""
+    if not pd.api.types.is_float_dtype(column):
+        return column.astype(str).tolist()
+    digits = 3 if column.abs().max() <= 1 else 1
+    return [f"{value:.{digits}f}" if np.isfinite(value) else "–" for value in column]
+
+
+def worst_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The classes most often taken for another one, of a confusion table whose first column names the rows."""
+    names, counts = frame.iloc[:, 0].astype(str).to_numpy(), frame.iloc[:, 1:].to_numpy(int)
+    wrong = counts * (1 - np.eye(len(counts), dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    true, taken = np.unravel_index(order[wrong.flat[order] > 0], counts.shape)
+    pairs = {"true": names[true], "taken for": names[taken], "clips": counts[true, taken]}
+    return pd.DataFrame({**pairs, "of": counts.sum(1)[true]})
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------------
@@ -105,8 +122,6 @@ def _cell(value: Any) -> str:
 
 def draw(table: Table) -> bytes:
     """A table as its kind of plot, PNG."""
-    from matplotlib.figure import Figure
-
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
         {"confusion": _confusion, "bars": _bars, "lines": _lines}[table.plot](figure, table.frame)
@@ -119,12 +134,15 @@ def _confusion(figure: Figure, frame: pd.DataFrame) -> None:
     side = float(np.clip(0.42 * len(names) + 2.2, 4.5, 11))
     figure.set_size_inches(side + 0.8, side)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    named = len(names) <= MAX_NAMES
+    # One clip in fifty would be invisible among many classes: there, colour grows as the root of the share.
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(1 if named else 0.5, 0, 1))
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.04)
-    axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(False)
-    if len(names) > MAX_NAMES:
+    if not named:
+        axes.set(xlabel="predicted (number of the class)", ylabel="true (number of the class)")
         return
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     for i, j in zip(*np.nonzero(counts), strict=True):
@@ -143,6 +161,7 @@ def _bars(figure: Figure, frame: pd.DataFrame) -> None:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color="#3a4450")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.margins(y=0.02)
     axes.set_xlim(0, max(1.0, float(np.nanmax(frame[series].to_numpy(float))) * 1.1))
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.06), ncols=len(series))
 
@@ -157,35 +176,35 @@ def _lines(figure: Figure, frame: pd.DataFrame) -> None:
 
 
 def curves(phase: str, folder: Path) -> bytes:
-    """Training and validation curves of a phase from its history, PNG: losses on the left, the selecting metric right."""
-    from matplotlib.figure import Figure
-
+    """Losses of a phase and its validation scores (the learning rate where it has none) over its epochs, PNG."""
     history = pd.read_csv(folder / bundle.HISTORY)
-    chosen = json.loads((folder / bundle.META).read_text())
+    kept = json.loads((folder / bundle.META).read_text())["epoch"]
+    losses = [name for name in ("train_loss", "val_loss") if name in history]
+    scores = [
+        name
+        for name in history.columns
+        if name.startswith("val_") and name != "val_loss" and history[name].dropna().between(0, 1).all()
+    ]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3), layout="constrained")
+        figure = Figure(figsize=(9.5, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for column in ("train_loss", "val_loss"):
-            if column in history:
-                left.plot(history["epoch"], history[column], marker=".", label=column.replace("_", " "))
-        left.set(xlabel="epoch", ylabel="loss", title=phase)
-        left.legend()
-        scores = [
-            c for c in map(str, history) if c.startswith("val_") and c != "val_loss" and history[c].between(0, 1).all()
-        ]
-        for column in scores[:4]:
-            right.plot(
-                history["epoch"], history[column], marker=".", label=column.removeprefix("val_").replace("_", " ")
-            )
-        if scores:
-            right.legend()
-        else:
-            right.plot(history["epoch"], history["lr"], marker=".", color=COLORS[2])
-        right.axvline(chosen["epoch"], color="#8a94a0", linestyle=":", linewidth=1)
-        right.set(
-            xlabel="epoch", ylabel="validation" if scores else "learning rate", title="dotted: the epoch that was kept"
-        )
+        _over_epochs(left, history, losses, "loss", phase)
+        _over_epochs(right, history, scores[:4] or ["lr"], "validation" if scores else "learning rate", "")
+        for axes in (left, right):
+            axes.axvline(kept, color="#8a94a0", linestyle=":", linewidth=1.2, zorder=0)
         return png(figure)
+
+
+def _over_epochs(axes: Axes, history: pd.DataFrame, columns: list[str], label: str, title: str) -> None:
+    """One line a column; epochs without a value are passed over."""
+    prefix = "val_" if label == "validation" else ""
+    for column in columns:
+        known = history[["epoch", column]].dropna()
+        axes.plot(known["epoch"], known[column], marker=".", label=column.removeprefix(prefix).replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.set_title(title, loc="left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def png(figure: Figure) -> bytes:
@@ -196,7 +215,9 @@ def png(figure: Figure) -> bytes:
 
 
 def data_uri(picture: bytes, kind: str = "png") -> str:
-    """Bytes of a picture for an img tag."""
+    """Bytes of a picture for an img tag; none for none."""
+    if not picture:
+        return ""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
@@ -220,45 +241,44 @@ def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
 
 
 def film_strip(frames: FrameStore, clip: str) -> bytes:
-    """Up to FILM of the clip's frames side by side, JPEG."""
+    """Up to FILM of the clip's frames side by side, JPEG; nothing for a clip without pictures."""
     stored = frames.num_frames(clip)
+    if not stored:
+        return b""
     columns = sorted({round(i * (stored - 1) / (FILM - 1)) for i in range(FILM)})
-    pictures = frames.decode(clip, columns)
-    strip = np.concatenate(list(pictures), axis=1)
+    strip = np.concatenate(list(frames.decode(clip, columns)), axis=1)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(strip), 85, "RGB")
 
 
 def spectrogram(wave: np.ndarray, rate: int) -> bytes:
-    """The clip's log-mel picture, low pitch at the bottom, PNG."""
-    from matplotlib.figure import Figure
-
-    mel = LogMel(rate, 80)(torch.from_numpy(wave)[None])[0].T.numpy()
-    with mpl.rc_context({**STYLE, "font.size": 8}):
-        figure = Figure(figsize=(5.2, 1.3), layout="constrained")
+    """The clip's log-mel picture, PNG; nothing for a sound shorter than one window."""
+    front_end = LogMel(rate, NUM_MELS)
+    if not front_end.num_frames(len(wave)):
+        return b""
+    mel = front_end(torch.from_numpy(wave)[None])[0].T.numpy()
+    low, high = np.percentile(mel, [5, 99.5])
+    pitches = np.array([f for f in (500, 1000, 2000, 4000, 8000) if f < rate / 2])
+    scale = np.log1p(np.array([20, *pitches, rate / 2]) / 700)  # mel, but for a factor
+    with mpl.rc_context({**STYLE, "font.size": 9}):
+        figure = Figure(figsize=(4.2, 1.6), layout="constrained")
         axes = figure.subplots()
-        low, high = np.percentile(mel, [5, 99.5])
-        axes.imshow(
-            mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, len(wave) / rate, 0, 80)
-        )
-        axes.set(xlabel="seconds", ylabel="mel", yticks=[])
+        extent = (0, len(wave) / rate, 0, 1)
+        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent)
+        axes.set_yticks((scale[1:-1] - scale[0]) / (scale[-1] - scale[0]), [f"{f / 1000:g}" for f in pitches])
+        axes.set(xlabel="seconds", ylabel="kHz")
         return png(figure)
 
 
-def provenance(scored: Scored) -> list[tuple[str, str]]:
-    """What was trained on what."""
+def provenance(scored: Scored, metas: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """What was trained on what: clips a split, clips left out, and each phase's weights by their SHA-256."""
+    data = storage.DATA / scored.dataset
     counts = scored.table["split"].value_counts()
-    dropped = len(pd.read_csv(storage.DATA / scored.dataset / "clean" / "quarantine.csv"))
-    rows = [
-        (
-            "data",
-            f"{scored.dataset}: " + ", ".join(f"{counts.get(split, 0)} {split}" for split in ("train", "val", "test")),
-        ),
-        ("in quarantine", f"{dropped} clips"),
-    ]
-    for name in scored.trained:
-        meta = json.loads((scored.folders[name] / bundle.META).read_text())
+    dropped = sum(len(pd.read_csv(data / stage / "quarantine.csv")) for stage in ("clean", "stores"))
+    clips = ", ".join(f"{counts.get(split, 0)} {split}" for split in manifest.SPLITS)
+    rows = [("data", f"{scored.dataset}: {clips}"), ("in quarantine", f"{dropped} clips")]
+    for name, meta in metas.items():
         origin = meta["started_from"]
-        start = origin if isinstance(origin, str) else f"{origin['phase']} {origin['sha256'][:12]}"
+        start = origin if isinstance(origin, str) else f"{origin['phase']} {origin['sha256']}"
         digest = storage.file_digest(scored.folders[name] / bundle.WEIGHTS)
-        rows.append((name, f"weights {digest[:12]}, epoch {meta['epoch']}, started from {start}"))
+        rows.append((name, f"weights {digest}, of epoch {meta['epoch']}, started from {start}"))
     return rows

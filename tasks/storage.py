@@ -125,7 +125,8 @@ def public_url(url: str) -> str:
 def link_or_copy(source: Path, target: Path, link: bool = True) -> bool:
     """One file, by hard link where asked and possible; False when `target` is there already with the same size."""
     try:
-        source = source.resolve(strict=True)
+        source.stat()  # names the file itself, not what a broken link points to
+        source = source.resolve()
         if target.exists() and target.stat().st_size == source.stat().st_size:
             return False
         with atomic_file(target) as temporary:
@@ -178,17 +179,20 @@ def _fetch_range(url: str, path: Path) -> bool:
     with urllib.request.urlopen(request, timeout=60) as answer:
         if answer.status != 206:
             have = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise http.client.HTTPException("the server sent another part of the file than asked for")
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        # A weak or absent validator cannot promise the same bytes: such a download starts over.
-        tag.unlink(missing_ok=True)
-        if version and not version.startswith("W/"):
-            tag.write_text(version)
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
+        if not have:  # before the first byte of another version
+            tag.unlink(missing_ok=True)
         with (
             part.open("ab" if have else "wb") as handle,
             tqdm(total=total, initial=have, desc=path.name, unit="B", unit_scale=True) as bar,
         ):
+            # A weak or absent validator cannot promise the same bytes: such a download starts over.
+            if not have and version and not version.startswith("W/"):
+                tag.write_text(version)
             while block := answer.read(CHUNK):
                 handle.write(block)
                 bar.update(len(block))
@@ -232,9 +236,8 @@ def fetch_s3(address: str, folder: Path, done: Path, endpoint: str | None = None
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     except ClientError as error:
-        raise InputError(
-            f"{address}: {error.response['Error'].get('Code')} from the store; check bucket, keys, rights"
-        ) from None
+        code = error.response.get("Error", {}).get("Code")
+        raise InputError(f"{address}: the store answers {code}; check bucket, prefix and rights") from None
     except BotoCoreError as error:
         raise InputError(f"{address}: {' '.join(str(error).split())}") from None
     return len(objects)
@@ -252,7 +255,7 @@ def _list_objects(client: Any, bucket: str, prefix: str) -> dict[str, dict[str, 
 
 
 def _fetch_object(client: Any, bucket: str, entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Download one object by way of a .part file named after its ETag; check its size, and its MD5 if the ETag is one."""
+    """Download one object through a .part file named after its ETag; check its size, and its MD5 if the ETag is one."""
     etag = entry["ETag"].strip('"')
     part = path.with_name(f".{path.name}.{etag}.part")
     path.parent.mkdir(parents=True, exist_ok=True)

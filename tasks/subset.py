@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,11 +34,14 @@ def select(table: pd.DataFrame, exists: pd.Series, settings: Subset) -> pd.DataF
     """The chosen rows: in order of the table for mode all, else class by class, train before test."""
     if settings.mode == "all":
         return table
-    present = table[exists].assign(label=[_label(text) for text in table.loc[exists, "annotation"]])
-    chosen = choose_classes(sorted(present["label"].unique()), settings)
+    labels = table["annotation"].map(_label)
+    chosen = choose_classes(sorted(labels.unique()), settings)
+    present = table[exists].assign(label=labels[exists])
     parts: list[pd.DataFrame] = []
     for label in chosen:
         rows = present[present["label"] == label]
+        if rows.empty and settings.mode == "classes":
+            say(f"warning: class {label!r} has no clip whose file exists")
         for split, count in (("train", settings.num_train), ("test", settings.num_test)):
             found = rows[rows["split"] == split]
             if settings.mode == "counts":
@@ -55,8 +56,8 @@ def select(table: pd.DataFrame, exists: pd.Series, settings: Subset) -> pd.DataF
 
 def choose_classes(known: list[str], settings: Subset) -> list[str]:
     """`num_classes` of the sorted class names, drawn from the seed; all of them, with a warning, when that is too many."""
-    if settings.num_classes < 1:
-        raise InputError(f"params.yaml: num_classes is {settings.num_classes}; it must be at least 1")
+    if settings.num_classes < 1 or min(settings.num_train, settings.num_test) < 0:
+        raise InputError("params.yaml: subset: num_classes must be 1 or more, num_train and num_test 0 or more")
     if settings.num_classes > len(known):
         say(f"warning: {settings.num_classes} classes asked for, {len(known)} there are; all of them are taken")
         return known
@@ -73,18 +74,10 @@ def _label(annotation: str) -> str:
 
 def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> tuple[int, int]:
     """Link or copy the chosen files; returns how many were brought and how many are not there."""
-    brought = skipped = 0
-    for path in tqdm(table["path"], desc="media", unit="clip"):
-        if not (source / path).is_file():
-            skipped += 1
-            continue
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        if media == "link":
-            os.link((source / path).resolve(), target / path)
-        else:
-            shutil.copyfile(source / path, target / path)
-        brought += 1
-    return brought, skipped
+    found = [path for path in table["path"] if (source / path).is_file()]
+    for path in tqdm(found, desc="media", unit="clip"):
+        storage.link_or_copy(source / path, target / path, link=media == "link")
+    return len(found), len(table) - len(found)
 
 
 def subset(dataset: str, settings: Subset) -> str:

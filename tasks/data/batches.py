@@ -105,14 +105,17 @@ def build_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_outlive_sigterm,
         generator=torch.Generator(),
     )
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A SIGTERM to the whole process group is the trainer's to answer; it needs its workers to finish the step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(worker: int) -> None:
+    """A SIGTERM to the whole tree of processes is the trainer's to answer, and a worker's death would interrupt it.
+
+    The second one ends the worker: that is how the trainer's exit, which waits for its workers, says it.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:

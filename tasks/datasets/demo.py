@@ -56,7 +56,7 @@ def plan(demo: Demo) -> list[Clip]:
     per_class, rest = divmod(demo.clips, len(CLASSES))
     if rest or per_class < 2:
         raise InputError(
-            f"params.yaml: demo.clips is {demo.clips}; take a multiple of {len(CLASSES)}, twice that or more"
+            f"params.yaml: demo.clips is {demo.clips}; take a multiple of {len(CLASSES)}, twice it or more"
         )
     if demo.seconds < 1 or demo.workers < 1:
         raise InputError("params.yaml: demo.seconds and demo.workers must be 1 or more")
@@ -88,9 +88,8 @@ def build_demo(demo: Demo, folder: Path) -> str:
     video = folder / "video"
     video.mkdir(parents=True, exist_ok=True)
     missing = [clip for clip in clips if clip.fault != "missing" and not (video / clip.file_name).exists()]
-    with ThreadPoolExecutor(
-        demo.workers
-    ) as pool:  # numpy and the encoder's process both run outside the interpreter lock
+    # Threads do: numpy's work and the encoder's process both run outside the interpreter lock.
+    with ThreadPoolExecutor(demo.workers) as pool:
         made = pool.map(lambda clip: _make_clip(demo, clip, video / clip.file_name), missing)
         for _ in tqdm(made, total=len(missing), desc="demo clips", unit="clip"):
             pass

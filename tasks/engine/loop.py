@@ -45,13 +45,16 @@ def fit(task: Task, settings: Training, place: Place, work: Path, log: Log) -> F
     with _sigterm() as stopping:
         run = build_run(task, settings, place, work, stopping)
         resume(run)
+        stopped = False
         try:
             _train(run, log)
         except Stopped:
-            save(run)
-            raise
+            stopped = True  # raised anew below: with this exception go the frames that hold the loaders' workers
         except torch.OutOfMemoryError:
             raise InputError(f"out of memory at step {run.step + 1}; set micro_batch below {run.micro_batch}") from None
+        if stopped:
+            save(run)
+            raise Stopped
     return distributed.from_leader(outcome(run) if place.leader else None, place)
 
 

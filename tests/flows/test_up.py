@@ -86,7 +86,7 @@ class Running:
     def state(self, run: str) -> dict[str, Any]:
         return self.api.get(f"/flow_runs/{run}").json()["state"]
 
-    def wait(self, run: str, seconds: float = 240) -> dict[str, Any]:
+    def wait(self, run: str, seconds: float = 400) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while (state := self.state(run))["type"] not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
             assert time.monotonic() < deadline, f"still {state}"
@@ -100,7 +100,7 @@ class Running:
     def stop(self) -> None:
         below = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
-        out, _ = self.process.communicate(timeout=120)
+        out, _ = self.process.communicate(timeout=240)
         assert "nothing is left running" in out
         assert not [process for process in below if process.is_running()]
 
@@ -122,7 +122,7 @@ def running(toy: Any) -> Iterator[Running]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_runs_from_the_interface(running: Running) -> None:
     toy = running.toy
     assert httpx.get(running.mlflow).status_code == 200
@@ -144,7 +144,7 @@ def test_runs_from_the_interface(running: Running) -> None:
 
     # Cancel: the stage saves, the run ends as Cancelled, no process and no lock stays.
     run = running.trigger("pipeline/pipeline", targets=["slow"])
-    toy.wait_for("started.bin", 120)
+    toy.wait_for("started.bin", 400)
     running.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=True)
     assert running.wait(run)["type"] == "CANCELLED"
     assert list(toy.root.rglob("saved.bin"))
@@ -155,7 +155,7 @@ def test_runs_from_the_interface(running: Running) -> None:
     for file in toy.root.rglob("started.bin"):
         file.unlink()
     run = running.trigger("pipeline/pipeline", targets=["slow"])
-    toy.wait_for("started.bin", 120)
+    toy.wait_for("started.bin", 400)
     workers = [p for p in psutil.Process(running.process.pid).children(recursive=True) if "worker" in p.cmdline()]
     next(p for p in workers if "cpu" in p.cmdline() and "guard.py" not in " ".join(p.cmdline())).kill()
     assert running.wait(run)["type"] in ("CANCELLED", "CRASHED")

@@ -1,0 +1,216 @@
+"""What one pre-training step costs: ours against the same step without token dropping and against transformers' peers.
+
+    python benchmarks/step.py [t3av] [--repeats 5] [--amp]
+
+A step is forward and backward on random pixels and random weights. Each pair is timed in turns, so that whatever else the
+machine does meets both alike; figures are medians, ratios hold within a run only. The peers get float pixels already
+normalised, ours starts from uint8 frames and does that inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
+
+from models.family import Batch, Facts
+from models.losses import reconstruction
+from models.masking import mask_sound, mask_video
+from models.t3av import FAMILY
+from models.t3av.config import ModelConfig, PretrainConfig, sound_grid, video_grid
+from models.t3av.model import Decoder, Pretrain
+
+FACTS = Facts({"label": []}, -5.0, 4.5)
+Step = Callable[[], Tensor]  # returns the loss
+
+
+@dataclass(frozen=True)
+class Size:
+    """A ViT and a batch of it that a laptop trains in seconds."""
+
+    name: str
+    dim: int
+    heads: int
+    clips: int
+
+
+SIZES = (Size("ViT-S", 384, 6, 2), Size("ViT-B", 768, 12, 1))
+
+
+def build_config(size: Size, frames: int, layers: tuple[int, int], decoder: tuple[int, int, int]) -> PretrainConfig:
+    """224 px, 10 s; layers = (encoder, backbone), decoder = (width, layers, heads)."""
+    model = ModelConfig(
+        vit_model_name="none",
+        dim=size.dim,
+        encoder_layers=layers[0],
+        encoder_heads=size.heads,
+        num_frames=frames,
+        frame_size=224,
+        patch_size=16,
+        audio_patch_size=16,
+        tubelet=min(2, frames),
+        sample_rate=16000,
+        audio_duration=10.0,
+        num_mel_bins=128,
+        bb_layers=layers[1],
+        bb_heads=size.heads,
+    )
+    shape = dict(zip(("dec_dim", "dec_layers", "dec_heads"), decoder, strict=True))
+    return replace(FAMILY.phases["pretrain"].tiny, model=model, mask_ratio=0.75, audio_mask_ratio=0.75, **shape)
+
+
+def build_batch(config: PretrainConfig, clips: int) -> Batch:
+    """What the loader hands over: random frames, waveform and mask noise."""
+    model = config.model
+    samples = round(model.sample_rate * model.audio_duration)
+    shape = (clips, model.num_frames, 3, model.frame_size, model.frame_size)
+    return {
+        "frames": torch.randint(0, 256, shape, dtype=torch.uint8),
+        "wave": 0.1 * torch.randn(clips, samples),
+        "wave_length": torch.full((clips,), samples),
+        "has_video": torch.ones(clips, dtype=torch.bool),
+        "has_audio": torch.ones(clips, dtype=torch.bool),
+        "video_noise": torch.rand(clips, torch.Size(video_grid(model)).numel()),
+        "audio_noise": torch.rand(clips, torch.Size(sound_grid(model)).numel()),
+    }
+
+
+# --- the peers -----------------------------------------------------------------------------------------------------------
+
+
+def undropped(module: Pretrain, batch: Batch) -> Tensor:
+    """The loss of `module` with masked places kept in the encoder, each as the same learned vector (the stem's bias)."""
+    config, model = module.config, module.config.model
+    masks = {
+        "video": mask_video(batch["video_noise"], video_grid(model), config.mask_ratio, config.video_mask_mode)[1],
+        "audio": mask_sound(batch["audio_noise"], sound_grid(model), config.audio_mask_ratio, config.audio_mask_mode)[
+            1
+        ],
+    }
+    patches = {
+        "video": module.video_encoder.patches(batch["frames"]),
+        "audio": module.audio_encoder.patches(batch["wave"], batch["wave_length"]),
+    }
+    losses = []
+    for name, masked in masks.items():
+        tokens = getattr(module, f"{name}_encoder")(patches[name] * ~masked[:, :, None])
+        decoder: Decoder = getattr(module, f"{name}_decoder")
+        everywhere = torch.arange(masked.shape[1]).expand_as(masked)
+        predicted = decoder(module.backbone(tokens, name), everywhere)
+        losses.append(reconstruction(predicted, patches[name], masked, config.norm_pix_loss).mean())
+    return torch.stack(losses).sum()
+
+
+def build_videomae(config: PretrainConfig, batch: Batch) -> Step:
+    """transformers' VideoMAE of the same sizes on the same frames with the same tokens masked."""
+    model = config.model
+    peer = VideoMAEForPreTraining(
+        VideoMAEConfig(
+            hidden_size=model.dim,
+            num_hidden_layers=model.encoder_layers + model.bb_layers,
+            num_attention_heads=model.encoder_heads,
+            intermediate_size=4 * model.dim,
+            decoder_hidden_size=config.dec_dim,
+            decoder_num_hidden_layers=config.dec_layers,
+            decoder_num_attention_heads=config.dec_heads,
+            decoder_intermediate_size=4 * config.dec_dim,
+        )
+    ).train()
+    pixels = batch["frames"].float() / 127.5 - 1
+    masked = mask_video(batch["video_noise"], video_grid(model), config.mask_ratio, config.video_mask_mode)[1]
+    return lambda: peer(pixels, bool_masked_pos=masked).loss
+
+
+def build_vitmae(config: PretrainConfig, batch: Batch) -> Step:
+    """transformers' ViTMAE of the same sizes on the clip's only frame."""
+    model = config.model
+    peer = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=model.dim,
+            num_hidden_layers=model.encoder_layers + model.bb_layers,
+            num_attention_heads=model.encoder_heads,
+            intermediate_size=4 * model.dim,
+            decoder_hidden_size=config.dec_dim,
+            decoder_num_hidden_layers=config.dec_layers,
+            decoder_num_attention_heads=config.dec_heads,
+            decoder_intermediate_size=4 * config.dec_dim,
+            mask_ratio=config.mask_ratio,
+            norm_pix_loss=config.norm_pix_loss,
+        )
+    ).train()
+    pixels = batch["frames"][:, 0].float() / 127.5 - 1
+    return lambda: peer(pixels, noise=batch["video_noise"]).loss
+
+
+# --- timing --------------------------------------------------------------------------------------------------------------
+
+
+def seconds(step: Step, amp: bool) -> float:
+    """Wall time of one forward and backward pass."""
+    began = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        loss = step()
+    loss.backward()
+    return time.perf_counter() - began
+
+
+def compare(title: str, clips: int, ours: Step, peer: Step, goal: float, repeats: int, amp: bool) -> None:
+    """Print clips per second of both and their ratio beside the goal."""
+    seconds(ours, amp), seconds(peer, amp)  # the first pass allocates
+    times = [(seconds(ours, amp), seconds(peer, amp)) for _ in range(repeats)]
+    mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = theirs / mine
+    verdict = "" if ratio >= goal else "  MISSED"
+    print(f"{title:<52}{clips / mine:>9.2f}{clips / theirs:>9.2f}{ratio:>8.2f}   >= {goal:.1f}{verdict}", flush=True)
+
+
+def benchmark_t3av(repeats: int, amp: bool) -> None:
+    """Video and sound as the `vggsound` preset masks and decodes them, then each peer at its published decoder."""
+    for size in SIZES:
+        few = repeats if size.dim < 500 else max(1, repeats // 2)  # without dropping, ViT-B takes half a minute a step
+        config = build_config(size, 16, (12, 6), (512, 2, 8))
+        module, batch = Pretrain(config, FACTS).train(), build_batch(config, size.clips)
+        title = f"{size.name}, 16 frames + 10 s, all tokens encoded"
+        compare(title, size.clips, whole(module, batch), lambda m=module, b=batch: undropped(m, b), 3.0, few, amp)
+        half = size.heads // 2
+        config = replace(
+            build_config(size, 16, (8, 4), (size.dim // 2, 4, half)), mask_ratio=0.9, train_audio_mae=False
+        )
+        module, batch = Pretrain(config, FACTS).train(), build_batch(config, size.clips)
+        title = f"{size.name}, 16 frames, transformers VideoMAE"
+        compare(title, size.clips, whole(module, batch), build_videomae(config, batch), 1.0, repeats, amp)
+        images = 4 * size.clips
+        config = replace(build_config(size, 1, (8, 4), (512, 8, 16)), video_mask_mode="random", train_audio_mae=False)
+        module, batch = Pretrain(config, FACTS).train(), build_batch(config, images)
+        title = f"{size.name}, 1 frame, transformers ViTMAE"
+        compare(title, images, whole(module, batch), build_vitmae(config, batch), 1.0, repeats, amp)
+
+
+def whole(module: nn.Module, batch: Batch) -> Step:
+    """The training step that the engine makes."""
+    return lambda: module(batch)["loss"]
+
+
+def main() -> None:
+    """Time one family's step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="?", default="t3av", choices=["t3av"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    kind = "bf16" if arguments.amp else "fp32"
+    print(f"pre-training step, {kind}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
+    print(f"{'clips/s':<52}{'ours':>9}{'peer':>9}{'ratio':>8}   goal")
+    benchmark_t3av(arguments.repeats, arguments.amp)
+
+
+if __name__ == "__main__":
+    main()

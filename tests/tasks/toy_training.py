@@ -1,0 +1,198 @@
+"""Two tiny systems to train, and a function that trains one in a process of its own that may be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from models.family import Batch
+from tasks.data.batches import TensorClips
+from tasks.engine import checkpoint, distributed, loop
+from tasks.engine.run import Fitted, Task, Training
+
+NUM_TRAIN, NUM_VAL = 42, 11  # neither is a multiple of a batch
+
+
+class Regressor(nn.Module):
+    """Two losses, dropout, a layer list, and a frozen part with batch norm and dropout of its own."""
+
+    def __init__(self, dropout: float = 0.0, kill_at: int = 0, fail_above: int = 0, nan_at: int = 0) -> None:
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).requires_grad_(False)
+        self.layers = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 16)])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(16, 2)
+        self.kill_at, self.fail_above, self.nan_at, self.calls = kill_at, fail_above, nan_at, 0
+
+    def forward(self, batch: Batch) -> Batch:
+        x = self.frozen(batch["x"])
+        for layer in self.layers:
+            x = self.dropout(torch.tanh(layer(x)))
+        y = self.head(x)
+        if not self.training:
+            return {"y": y}
+        self.calls += 1
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fail_above and len(y) > self.fail_above:
+            raise torch.OutOfMemoryError("pretended")
+        square, absolute = (y - batch["y"]).square().mean(), (y - batch["y"]).abs().mean()
+        total = square + 0.5 * absolute
+        return {"loss": total * math.nan if self.calls == self.nan_at else total, "loss_square": square}
+
+
+class Pairs(nn.Module):
+    """InfoNCE between two views, gathered over all processes, with a learned temperature and dropout."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 4))
+        self.right = nn.Linear(2, 4)
+        self.scale = nn.Parameter(torch.tensor([2.0]))
+
+    def embed(self, batch: Batch) -> Batch:
+        return {"left": self.left(batch["x"]), "right": self.right(batch["y"])}
+
+    def joint_loss(self, embeddings: Batch) -> Batch:
+        left, right = (nn.functional.normalize(embeddings[side], dim=1) for side in ("left", "right"))
+        if dist.is_initialized():
+            left, right = torch.cat(all_gather(left)), torch.cat(all_gather(right))
+        logits, target = self.scale.exp() * left @ right.T, torch.arange(len(left))
+        return {
+            "loss": (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+        }
+
+    def forward(self, batch: Batch, embed_only: bool = False) -> Batch:
+        embeddings = self.embed(batch)
+        if embed_only or not self.training:
+            return embeddings
+        return self.joint_loss(embeddings)
+
+
+class Error:
+    """Mean square error over everything seen; counts the clips; draws random numbers as careless code would."""
+
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def update(self, predictions: Batch, batch: Batch) -> None:
+        torch.rand(7)
+        if "y" in predictions:
+            self.sum += (predictions["y"] - batch["y"]).square().sum().item()
+        self.count += len(batch["row"])
+
+    def compute(self) -> dict[str, float]:
+        return {"error": self.sum / self.count, "count": float(self.count)}
+
+
+def clips(num: int, seed: int) -> TensorClips:
+    """Inputs of 8 numbers and targets of 2 that depend on them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num, 8, generator=generator)
+    return TensorClips({"x": x, "y": torch.stack([x[:, 0] * x[:, 1], x[:, 2:].mean(1)], 1)})
+
+
+def settings(**changes: Any) -> Training:
+    """The engine's settings for a toy run."""
+    values: dict[str, Any] = {
+        "start_from": "none", "epochs": 3, "batch_size": 8, "micro_batch": None, "lr": 1e-2, "min_lr": 1e-4,
+        "weight_decay": 0.1, "beta2": 0.95, "warmup_epochs": 0.5, "clip_grad": 1.0, "ema_decay": 0.0, "amp": False,
+        "compile": False, "compile_mode": "default", "strategy": "ddp", "device": "cpu", "num_workers": 0, "seed": 5,
+        "deterministic": True, "log_interval": 2, "eval_interval": 1, "checkpoint_interval": 2,
+    }  # fmt: skip
+    return Training(**values | changes)
+
+
+def build_task(kind: type[nn.Module] = Regressor, **options: Any) -> Task:
+    """A toy task from a fixed seed."""
+    torch.manual_seed(1)
+    return Task(kind(**options), clips(NUM_TRAIN, 2), clips(NUM_VAL, 3), Error, ("error", "min"))
+
+
+def train_here(
+    work: Path, kind: type[nn.Module] = Regressor, options: dict[str, Any] | None = None, **changes: Any
+) -> Fitted:
+    """Train in this process."""
+    place = distributed.Place(torch.device("cpu"))
+    return loop.fit(build_task(kind, **options or {}), settings(**changes), place, work, lambda metrics, step: None)
+
+
+def last_weights(work: Path) -> dict[str, Tensor]:
+    """The weights after the last step, not the best ones."""
+    found = checkpoint.read(work, "last")
+    assert found is not None
+    return found[0]
+
+
+def digest(work: Path, fitted: Fitted) -> str:
+    """SHA-256 of the last and best weights and of the history as CSV."""
+    csv = pd.DataFrame(fitted.history).to_csv(index=False).encode()
+    return hashlib.sha256(save(last_weights(work)) + save(fitted.weights) + csv).hexdigest()
+
+
+# --- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def start(work: Path, rank: int = 0, world: int = 1, port: int = 0, **given: Any) -> multiprocessing.Process:
+    """Start `_process` in a fresh process; `given` are its keyword arguments."""
+    context = multiprocessing.get_context("forkserver")  # a real process without importing torch each time
+    context.set_forkserver_preload(["tests.tasks.toy_training"])
+    process = context.Process(target=_process, args=(work, rank, world, port), kwargs=given)
+    process.start()
+    return process  # pyright: ignore[reportReturnType]
+
+
+def _process(
+    work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
+    kill_at_flush: int = 0, slow: float = 0.0, **changes: Any,
+) -> None:  # fmt: skip
+    """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }  # fmt: skip
+    if kill_at_flush:
+        _kill_at_flush(kill_at_flush)
+    task = build_task({"Regressor": Regressor, "Pairs": Pairs}[kind], **options or {})
+    if slow:
+        task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
+    with distributed.launched("cpu") as place, contextlib.redirect_stderr(Path(os.devnull).open("w")):
+        try:
+            fitted = loop.fit(task, settings(**changes), place, work, lambda metrics, step: _mark(work, step))
+        except loop.Stopped:
+            sys.exit(143)
+    if rank == 0:
+        (work / "digest").write_text(digest(work, fitted))
+
+
+def _mark(work: Path, step: int) -> None:
+    (work / "step").write_text(str(step))
+
+
+def _kill_at_flush(number: int) -> None:
+    """Die at the given flush to disk: some lie before a checkpoint takes its place, some right after."""
+    flush, calls = checkpoint._flush, iter(range(1, number + 1))
+
+    def dying(path: Path) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(path)
+
+    checkpoint._flush = dying
