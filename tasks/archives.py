@@ -22,13 +22,17 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar into `folder`; members already there stay, names and links that lead out are refused."""
+    """Unpack a zip or tar into `folder`; members already there stay, names and links that lead out are refused.
+
+    Where the archive turns out to be damaged, nothing that came out of it can be trusted and `folder` is emptied.
+    """
     try:
         if archive.name.lower().endswith(".zip"):
             _unpack_zip(archive, folder)
         else:
             _unpack_tar(archive, folder)
     except (zipfile.BadZipFile, tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"{archive} is damaged or no archive of its kind: {error}; fetch it again") from None
 
 
@@ -66,6 +70,8 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             size = handle.seek(0, os.SEEK_END)
             handle.seek(0)
             _write_member(handle, size, path)
+        while opened.fileobj and opened.fileobj.read(CHUNK):  # to the checksum that ends a compressed file
+            pass
 
 
 def _write_member(source: IO[bytes], size: int, target: Path) -> None:

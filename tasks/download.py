@@ -44,7 +44,11 @@ def fetch(settings: Download, work: Path) -> Path:
     elif is_archive:
         archive = _fetch_archive(settings, work)
         _check_digest(archive, settings.sha256)
-        archives.unpack(archive, raw)
+        try:
+            archives.unpack(archive, raw)
+        except InputError:
+            _forget(archive)
+            raise
         return _without_wrapper(raw)
     elif source.startswith("s3://"):
         storage.fetch_s3(source, raw, work / "objects.tsv", settings.endpoint)
@@ -78,9 +82,14 @@ def _fetch_archive(settings: Download, work: Path) -> Path:
 
 def _check_digest(archive: Path, sha256: str | None) -> None:
     if sha256 and (found := storage.file_digest(archive)) != sha256.lower():
-        if storage.WORK in archive.parents:
-            archive.unlink()
+        _forget(archive)
         raise InputError(f"{archive.name}: sha256 is {found}, params.yaml expects {sha256}; nothing was unpacked")
+
+
+def _forget(archive: Path) -> None:
+    """Delete a bad archive that was downloaded, so that the next run fetches it anew; leave one that is the user's."""
+    if storage.WORK in archive.parents:
+        archive.unlink()
 
 
 def _without_wrapper(raw: Path) -> Path:

@@ -47,7 +47,7 @@ def fit(task: Task, settings: Training, place: Place, work: Path, log: Log) -> F
         resume(run)
         stopped = False
         try:
-            _train(run, log)
+            _train(run, log if place.leader else _unheard)
         except Stopped:
             stopped = True  # raised anew below: with this exception go the frames that hold the loaders' workers
         except torch.OutOfMemoryError:
@@ -56,6 +56,10 @@ def fit(task: Task, settings: Training, place: Place, work: Path, log: Log) -> F
             save(run)
             raise Stopped
     return distributed.from_leader(outcome(run) if place.leader else None, place)
+
+
+def _unheard(metrics: dict[str, float], step: int) -> None:
+    """The log of every rank but the first."""
 
 
 def _train(run: Run, log: Log) -> None:
