@@ -3,6 +3,8 @@ PYTHON ?= python3
 FAMILY ?= t3av
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK := 1
+# Certificates that the machine trusts, as pip does, not only those that uv brings.
+export UV_SYSTEM_CERTS := 1
 READY := .venv/.ready
 
 .PHONY: demo test test-slow check format bench lock clean
@@ -10,7 +12,7 @@ READY := .venv/.ready
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Duet needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet uv
+	.venv/bin/pip install --quiet uv==0.13.8
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@touch $@

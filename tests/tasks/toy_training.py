@@ -163,6 +163,7 @@ def _process(
 ) -> None:  # fmt: skip
     """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
     torch.set_num_threads(1)
+    work.mkdir(exist_ok=True)
     if world > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
