@@ -52,21 +52,21 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise InputError("this Python cannot unpack tar files safely; use 3.11.4 or newer, or unpack it yourself")
     with tarfile.open(archive) as opened:
         for member in tqdm(opened, desc="unpacking", unit="file"):
             path = inside(folder, member.name, str(archive)) if member.name != "." else folder
             if member.isdir():
                 continue
             try:
-                tarfile.data_filter(member, str(folder))
-                # What a link inside the archive points to is written in its place: no link ever reaches the disk.
+                # Of a link, the member that it points to is read: no link ever reaches the disk, none leads out of it.
                 handle = opened.extractfile(member)
-            except (tarfile.FilterError, KeyError, RecursionError) as error:
-                raise InputError(f"{archive}: member {member.name!r} refused: {error}") from None
+            except (KeyError, RecursionError):
+                raise InputError(
+                    f"{archive}: member {member.name!r} links to {member.linkname!r}, which is no file of the archive; "
+                    "pack the file itself"
+                ) from None
             if handle is None:
-                raise InputError(f"{archive}: member {member.name!r} is a link to a folder; pack the folder itself")
+                raise InputError(f"{archive}: member {member.name!r} is neither a file nor a link to one; leave it out")
             size = handle.seek(0, os.SEEK_END)
             handle.seek(0)
             _write_member(handle, size, path)
