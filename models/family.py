@@ -87,7 +87,9 @@ class Phase:
     # transform(config, facts, training) -> sample -> tensors of fixed shapes, run in a loader worker
     transform: Callable[[Any, Facts, bool], Callable[[Sample], Batch]]
     # The module's forward(batch) gives {"loss": scalar, "loss_x": scalar} in training mode, and predictions
-    # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device.
+    # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device. A module whose
+    # loss compares all clips of a batch has `joint_loss`, forward(batch, part="embeddings") and
+    # forward(embeddings, part="loss") too: then a batch may be larger than what fits into memory at once.
     build: Callable[[Any, Facts], nn.Module]
     metrics: Callable[[Any, Facts], Metric]
     best: tuple[str, Literal["max", "min"]]  # the validation metric that selects the `best` checkpoint
@@ -154,7 +156,7 @@ class Example:
 class Results:
     """What a family says of itself on the test split."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # finite: what these clips do not tell is left out, and the note of a table says so
     tables: dict[str, Table]
     examples: list[Example]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,10 +174,10 @@ class Contrastive(Trunk):
         collapse = has_collapsed(video, loss.detach(), len(video))
         return {"loss": loss, "temperature": temperature.detach(), "collapse": collapse}
 
-    def forward(self, batch: Batch, embed_only: bool = False) -> Batch:
-        """Training: the loss (or the projections alone). Evaluation: unit vectors, zero where missing, and features."""
-        if embed_only:
-            return self.embed(batch)
+    def forward(self, batch: Batch, part: Literal["", "embeddings", "loss"] = "") -> Batch:
+        """Training: the loss, or one of its two parts. Evaluation: unit vectors, zero where missing, and features."""
+        if part:
+            return self.embed(batch) if part == "embeddings" else self.joint_loss(batch)
         if self.training:
             return self.joint_loss(self.embed(batch))
         encoded = batch if "video_feature" in batch else self.encode(batch)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,8 +69,6 @@ def wrap(module: nn.Module, strategy: Literal["ddp", "fsdp"], place: Place) -> n
             for layer in part:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    if hasattr(module, "joint_loss"):
-        register_fsdp_forward_method(module, "joint_loss")
     return module
 
 

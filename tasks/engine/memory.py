@@ -41,12 +41,12 @@ def cached_gradients(
     for micro in micros:
         states.append(checkpoint.random_state(device))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            parts.append(wrapper(to_device(micro, device), embed_only=True))
+            parts.append(wrapper(to_device(micro, device), part="embeddings"))
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     joined = {key: value.requires_grad_(value.is_floating_point()) for key, value in joined.items()}
     with distributed.synchronising(wrapper, last=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            losses: Batch = module.joint_loss(joined)  # pyright: ignore[reportCallIssue]
+            losses: Batch = wrapper(joined, part="loss")
         losses["loss"].backward()
     # DDP waits for every parameter in the last backward pass: those of the loss itself take part with a zero.
     own = [parameter for parameter in module.parameters() if parameter.grad is not None]
@@ -56,7 +56,7 @@ def cached_gradients(
         last = i == len(micros) - 1
         with distributed.synchronising(wrapper, last):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                part = wrapper(to_device(micro, device), embed_only=True)
+                part = wrapper(to_device(micro, device), part="embeddings")
             terms = [(part[key] * gradients[key][i]).sum() for key in gradients]
             terms += [0 * parameter.sum() for parameter in own if last]
             torch.stack(terms).sum().backward()

@@ -106,7 +106,7 @@ def test_gradient_caching_draws_the_same_dropout_twice() -> None:
     cached, drawn = {key: p.grad for key, p in module.named_parameters()}, torch.rand(1)
     module.zero_grad()
     torch.manual_seed(7)
-    parts = [module(micro, embed_only=True) for micro in micros]
+    parts = [module(micro, part="embeddings") for micro in micros]
     module.joint_loss({key: torch.cat([part[key] for part in parts]) for key in parts[0]})["loss"].backward()
     for key, parameter in module.named_parameters():
         torch.testing.assert_close(cached[key], parameter.grad)

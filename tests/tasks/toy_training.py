@@ -77,11 +77,11 @@ class Pairs(nn.Module):
             "loss": (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
         }
 
-    def forward(self, batch: Batch, embed_only: bool = False) -> Batch:
+    def forward(self, batch: Batch, part: str = "") -> Batch:
+        if part == "loss":
+            return self.joint_loss(batch)
         embeddings = self.embed(batch)
-        if embed_only or not self.training:
-            return embeddings
-        return self.joint_loss(embeddings)
+        return embeddings if part == "embeddings" or not self.training else self.joint_loss(embeddings)
 
 
 class Error:
