@@ -14,7 +14,27 @@ from torch.nn import functional
 
 from models.family import Batch
 
+FULL_NAMES = {
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro-F1",
+    "map": "Mean average precision",
+    "ece": "Calibration error (ECE)",
+    "r1": "R@1",
+    "r1_v2a": "R@1, video to audio",
+    "r1_a2v": "R@1, audio to video",
+}
+HIDING = {"audio": "audio only", "video": "video only", "late": "late fusion"}  # first word of a name -> what it says
 COLLAPSED = 0.95  # mean cosine between clips above which an embedding tells nothing apart
+
+
+def full_name(name: str) -> str:
+    """A metric's name as people write it: `audio_top1` is "Top-1 accuracy, audio only"."""
+    first, _, rest = name.partition("_")
+    if first in HIDING and rest in FULL_NAMES:
+        return f"{FULL_NAMES[rest]}, {HIDING[first]}"
+    return FULL_NAMES.get(name, name.replace("_", " "))
 
 
 class MeanMetric:

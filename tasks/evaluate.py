@@ -126,8 +126,9 @@ def main() -> None:
         with storage.atomic_folder(out) as folder:
             write_tables(results, folder)
             report.write(scored, results, folder)
-        run.log({name: value for name, value in results.metrics.items() if np.isfinite(value)})
-        run.artifact(out / "report.html")
+        run.log({f"test/{name}": value for name, value in results.metrics.items()})
+        for path in sorted(path for path in out.rglob("*") if path.is_file()):
+            run.artifact(path, "/".join(path.relative_to(out).parent.parts))
     headline = next(iter(results.metrics.items()))
     say(f"evaluate@{family}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
 

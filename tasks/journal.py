@@ -40,6 +40,7 @@ class Run:
         self.id = folder.name if folder else "off"
         self._folder = folder
         self._file: IO[str] | None = None
+        self._artifacts = 0
         if folder:
             folder.mkdir(parents=True)
             self._file = (folder / "new").open("a")
@@ -53,11 +54,11 @@ class Run:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file's present content with the run, below `folder` among its artifacts."""
         if self._folder:
-            number = len(list(self._folder.iterdir()))
-            kept = self._folder / str(number) / path.name
+            self._artifacts += 1  # each in a folder of its own: names may repeat
+            kept = self._folder / str(self._artifacts) / path.name
             kept.parent.mkdir()
             shutil.copyfile(path, kept)
-            self._write("artifact", path=f"{number}/{path.name}", folder=folder)
+            self._write("artifact", path=f"{self._artifacts}/{path.name}", folder=folder)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Words by which the run is found again, such as `duet.sha256` of the weights it made."""

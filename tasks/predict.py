@@ -53,6 +53,8 @@ class Predictor:
 
     def predict(self, clips: Sequence[Path | bytes], top: int = 5) -> list[dict[str, Any]]:
         """One answer a clip, in order; lists within are cut to `top`. A clip that cannot be read has but an "error"."""
+        if top < 1:
+            raise InputError(f"top is {top}; ask for 1 answer or more")
         answers: list[dict[str, Any]] = []
         for start in range(0, len(clips), BATCH):
             samples = [self._read(clip) for clip in clips[start : start + BATCH]]

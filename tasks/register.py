@@ -52,7 +52,7 @@ def register(family: str, checkpoint: Path, evaluation: Path, out: Path) -> str:
     number = tracking.find_version(name, identity)
     known = number is not None
     if number is None:
-        number = tracking.add_version(_submission(name, family, checkpoint, trained, metrics, identity))
+        number = tracking.add_version(_submission(name, family, checkpoint, trained, evaluation, metrics, identity))
     tracking.set_alias(name, "candidate", number)
     # Until versions are compared on the same evaluation data, the first one is the champion and stays it.
     aliases = tracking.set_alias(name, "champion", number, only_if_free=True)
@@ -74,6 +74,7 @@ def _submission(
     family: str,
     checkpoint: Path,
     trained: bundle.Bundle,
+    evaluation: Path,
     metrics: dict[str, float],
     identity: dict[str, str],
 ) -> tracking.Submission:
@@ -104,7 +105,8 @@ def _submission(
         experiment=family,
         stage=f"register@{family}",
         params=json.loads((checkpoint / "bundle.json").read_text()),
-        metrics=metrics,
+        metrics={f"test/{key}": value for key, value in metrics.items()},
+        evaluation=evaluation,
         tags=journal.redact(tags),
         bundle=checkpoint,
         code=Path(__file__).with_name("serving.py"),

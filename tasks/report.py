@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from models.family import Example, Results, Table
+from models.metrics import full_name
 from models.transforms import LogMel
 from tasks import bundle, storage
 from tasks.data import manifest
@@ -75,7 +76,7 @@ def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
     shown = [name for name in metrics if f"{name}_low" in metrics]
     return [
         {
-            "name": name.replace("_", " "),
+            "name": full_name(name),
             "value": f"{100 * metrics[name]:.1f} %",
             "interval": f"{100 * metrics[f'{name}_low']:.1f} – {100 * metrics[f'{name}_high']:.1f}",
         }
@@ -157,12 +158,14 @@ def _bars(figure: Figure, frame: pd.DataFrame) -> None:
     height = 0.8 / len(series)
     for k, column in enumerate(series):
         places = np.arange(len(names)) + (k - (len(series) - 1) / 2) * height
-        bars = axes.barh(places, frame[column].to_numpy(float), height * 0.92, label=str(column), color=COLORS[k % 6])
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color="#3a4450")
+        values = frame[column].to_numpy(float)
+        bars = axes.barh(places, values, height * 0.92, label=str(column), color=COLORS[k % 6])
+        known = [f"{value:.2f}" if np.isfinite(value) else "" for value in values]
+        axes.bar_label(bars, known, padding=3, fontsize=8, color="#3a4450")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(y=0.02)
-    axes.set_xlim(0, max(1.0, float(np.nanmax(frame[series].to_numpy(float))) * 1.1))
+    axes.set_xlim(0, max(1.0, float(np.nanmax(frame[series].to_numpy(float), initial=0)) * 1.1))
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.06), ncols=len(series))
 
 
@@ -200,7 +203,7 @@ def _over_epochs(axes: Axes, history: pd.DataFrame, columns: list[str], label: s
     prefix = "val_" if label == "validation" else ""
     for column in columns:
         known = history[["epoch", column]].dropna()
-        axes.plot(known["epoch"], known[column], marker=".", label=column.removeprefix(prefix).replace("_", " "))
+        axes.plot(known["epoch"], known[column], marker=".", label=full_name(column.removeprefix(prefix)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=label)
     axes.set_title(title, loc="left")

@@ -90,7 +90,8 @@ class Submission:
     experiment: str
     stage: str  # the run's name
     params: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float]  # named after their split: test/top1
+    evaluation: Path  # the folder with report, plots and predictions that the version was judged by
     tags: Mapping[str, str]
     bundle: Path
     code: Path  # the file that MLflow executes to serve the version
@@ -108,7 +109,7 @@ def find_version(name: str, tags: Mapping[str, str]) -> int | None:
 
 
 def add_version(submission: Submission) -> int:
-    """Log a run with its metrics and model, prove that the model loads and answers, and only then register it.
+    """Log a run with its evaluation and model, prove that the model loads and answers, and only then register it.
 
     Whatever fails leaves neither a version nor a model nor a run behind.
     """
@@ -133,6 +134,7 @@ def _log_values(store: MlflowClient, run_id: str, submission: Submission) -> Non
     now = time.time_ns() // 1_000_000
     _log_metrics(store, run_id, [Metric(_name(key), value, now, 0) for key, value in submission.metrics.items()])
     _log_params(store, run_id, params_of(submission.params))
+    store.log_artifacts(run_id, str(submission.evaluation), "evaluation")
 
 
 def _log_model(run_id: str, submission: Submission) -> str:

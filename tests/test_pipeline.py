@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
 
 import models
@@ -36,6 +38,88 @@ def test_stage_module_and_section_share_one_word() -> None:
         assert (ROOT / "tasks" / f"{module}.py").exists()
         if stage not in phases | {"register"}:
             assert stage in PARAMS
+
+
+# Imported by stages, and no dependency of them: an edit here cannot change what a stage leaves.
+PLUMBING = {
+    "models/__init__.py": "finds a family by its name",
+    "models/family.py": "declares types, computes nothing",
+    "tasks/command.py": "prints lines and errors",
+    "tasks/graph.py": "reads dvc.lock and git for the tags of runs",
+    "tasks/journal.py": "tells MLflow what a stage did",
+    "tasks/params.py": "reads params.yaml, whose values DVC compares itself",
+    "tasks/storage.py": "moves finished files to their place; a dependency where it fetches them (download)",
+    "tasks/tracking.py": "sends the journals to MLflow",
+    "stores: tasks/templates/quarantine.html": "it writes the list; only clean writes the page",
+}
+
+
+def imported(file: Path) -> set[Path]:
+    """Our files that a file imports, within functions too, but not for annotations alone."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative imports hide what a stage depends on"
+            names += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    ours = [ROOT.joinpath(*name.split(".")) for name in names if name.split(".")[0] in ("tasks", "models")]
+    return {found for path in ours for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()}
+
+
+def code_of(stage: str, target: str) -> set[str]:
+    """All of our code behind a stage: what its module imports, what it loads by name, and templates by their name."""
+    is_data = target in PARAMS["download"]
+    module = ROOT / "tasks" / f"{stage if (ROOT / 'tasks' / f'{stage}.py').exists() else 'train'}.py"
+    todo = [module, *([] if is_data else (ROOT / "models" / target).glob("*.py"))]
+    seen: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        if file.suffix != ".py":
+            continue
+        todo += imported(file)
+        todo += [page for page in (ROOT / "tasks/templates").iterdir() if f'"{page.name}")' in file.read_text()]
+        if file == ROOT / "tasks/datasets/__init__.py":
+            todo.append(file.with_name(f"{PARAMS['download'][target]['format']}.py"))
+    empty = {file for file in seen if file.name == "__init__.py" and len(ast.parse(file.read_text()).body) < 2}
+    return {str(file.relative_to(ROOT)) for file in seen - empty}
+
+
+@pytest.fixture(scope="module")
+def dependencies() -> dict[str, set[str]]:
+    """Dependencies of each stage, `clean@sounds`, as DVC resolves them."""
+    with Repo(str(ROOT)) as repo:
+        stages = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage)]
+        return {str(stage.name): {str(dep.def_path) for dep in stage.deps} for stage in stages}
+
+
+def test_stages_depend_on_all_code_that_decides_their_result(dependencies: dict[str, set[str]]) -> None:
+    assert {name.partition("@")[0] for name in dependencies} == set(GRAPH)
+    for name, known in dependencies.items():
+        covered = known | {path.removeprefix(f"{name.partition('@')[0]}: ") for path in PLUMBING}
+        for file in code_of(*name.split("@")):
+            places = {file, *map(str, Path(file).parents)}
+            assert places & covered, f"dvc.yaml: {name} depends on {file}; name it in deps, or in PLUMBING and say why"
+
+
+def test_dependencies_exist_and_are_needed(dependencies: dict[str, set[str]]) -> None:
+    for name, known in dependencies.items():
+        needed = {place for file in code_of(*name.split("@")) for place in (file, *map(str, Path(file).parents))}
+        for path in known:
+            if path.split("/")[0] in ("tasks", "models"):
+                assert (ROOT / path).exists(), f"dvc.yaml: {name}: {path} is gone"
+                assert path in needed, f"dvc.yaml: {name} does not import {path}"
+
+
+def test_plumbing_exists() -> None:
+    assert all((ROOT / path.rpartition(" ")[2]).is_file() for path in PLUMBING)
 
 
 def test_families_do_not_import_each_other() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.family import Family, Phase
 from models.metrics import Classification, MeanMetric
 from models.metrics import Contrastive as Retrieval
-from models.t3av import data, evaluation
+from models.t3av import answers, data, evaluation
 from models.t3av.config import Augmentation, ContrastiveConfig, FinetuneConfig, PretrainConfig
 from models.t3av.model import Contrastive, Finetune, Pretrain, is_frozen, tiny_model
 from models.t3av.weights import load_vit
@@ -86,7 +86,7 @@ FAMILY = Family(
                 unfreeze_backbone_layers=0,
                 unfreeze_encoder_layers=0,
             ),
-            present=data.present,
+            present=answers.present,
             fresh=("classifier.", "absent."),
             cacheable=is_frozen,
             **_shared("finetune"),

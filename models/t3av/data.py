@@ -95,13 +95,3 @@ def vary(wave: np.ndarray, augment: Augmentation | None, rng: np.random.Generato
     if augment.roll:
         wave = np.roll(wave, int(rng.integers(0, len(wave))))
     return (wave * 10 ** (rng.uniform(-augment.gain, augment.gain) / 20)).astype(np.float32)
-
-
-def present(predictions: Batch, facts: Facts) -> list[dict[str, Any]]:
-    """The most likely sound of each clip with its probability, and the five best."""
-    names = facts.labels["label"]
-    values, places = predictions["logits"].float().softmax(-1).topk(min(5, len(names)))
-    return [
-        {"label": names[best[0]], "score": score[0], "top": [[names[k], s] for k, s in zip(best, score, strict=True)]}
-        for best, score in zip(places.tolist(), values.tolist(), strict=True)
-    ]

@@ -16,14 +16,7 @@ from models.family import ClipInfo, Evaluation, Example, InputError, Results, Ta
 
 HIDDEN = {"": "", "audio": "video", "video": "audio"}  # metric prefix -> the modality to hide
 NUM_EXAMPLES = 12
-MEASURES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "map": "mean average precision",
-    "ece": "calibration error (ECE)",
-}
+MEASURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "map", "ece")
 PROBES = {
     "probe_a": "linear probe, audio",
     "probe_v": "linear probe, video",
@@ -38,8 +31,7 @@ def evaluate(run: Evaluation) -> Results:
     """Score the test split once: all numbers flat, in [0, 1] unless they are counts or ranks."""
     labels, clips = run.facts.labels["label"], run.clips("test")
     truth = _truth(clips, labels)
-    scores = {prefix: softmax(run.predict("finetune", "test", drop=drop)["logits"].astype(np.float64), axis=1)
-              for prefix, drop in HIDDEN.items()}  # fmt: skip
+    scores = {prefix: _probabilities(run, drop) for prefix, drop in HIDDEN.items()}
     scores["late"] = (scores["audio"] + scores["video"]) / 2
     values, tables = _modalities(run, scores, truth)
     for part in (_retrieval(run), _pretraining(run)):
@@ -52,6 +44,16 @@ def evaluate(run: Evaluation) -> Results:
         "predictions": _predictions(both, truth, labels, clips),
     }
     return Results(values, tables, _examples(both, truth, labels, clips))
+
+
+def _probabilities(run: Evaluation, drop: str) -> np.ndarray:
+    """(N, C) of the test clips, with one modality hidden where `drop` names it."""
+    logits = run.predict("finetune", "test", drop=drop)["logits"].astype(np.float64)
+    lost = np.flatnonzero(~np.isfinite(logits).all(1))
+    if len(lost):
+        clip = run.clips("test")[lost[0]].id
+        raise InputError(f"the finetune checkpoint answers clip {clip} with NaN: it diverged; train it at a lower lr")
+    return softmax(logits, axis=1)
 
 
 def _truth(clips: Sequence[ClipInfo], labels: Sequence[str]) -> np.ndarray:
@@ -89,7 +91,7 @@ def _modalities(
     values |= {"num_clips": float(len(truth)), "majority_top1": _majority(run, truth)}
     shares, tables = _shares(hits, values)
     columns = {"both": "", "audio only": "audio", "video only": "video", "late fusion": "late"}
-    frame = pd.DataFrame({"measure": list(MEASURES.values())}).assign(
+    frame = pd.DataFrame({"measure": [metrics.full_name(name) for name in MEASURES]}).assign(
         **{title: [each[prefix][name] for name in MEASURES] for title, prefix in columns.items()}
     )
     note = "The same fine-tuned model each time. Late fusion: the mean of audio-only and video-only probabilities."
@@ -112,8 +114,8 @@ def _shares(hits: dict[str, np.ndarray], values: dict[str, float]) -> tuple[dict
     harmed = {"right with": ["audio", "video", "each alone"], "clips": clips, "share": list(astray.values())}
     return split | astray, {
         "shapley": Table(
-            "What each modality adds to top-1",
-            pd.DataFrame({"part": list(parts), "top-1": list(parts.values())}),
+            "What each modality adds to top-1 accuracy",
+            pd.DataFrame({"part": list(parts), "top-1 accuracy": list(parts.values())}),
             "Two-player Shapley split: the first three rows add up to the last.",
         ),
         "modality_confusion": Table(
@@ -156,11 +158,13 @@ def _retrieval(run: Evaluation) -> tuple[dict[str, float], dict[str, Table]]:
     found = run.predict("contrastive", "test")
     video, audio = found["video_embedding"], found["audio_embedding"]
     pairs = _present(video) & _present(audio)
+    if not pairs.any():
+        return {"gallery": 0.0}, {"retrieval": Table(title, pd.DataFrame(), "Left out: no test clip has both.")}
     values = metrics.retrieval(video[pairs], audio[pairs]) | {"gallery": float(pairs.sum())}
     rows = {"direction": ["video to audio", "audio to video"]}
     rows |= {f"R@{k}": [values[f"r{k}_v2a"], values[f"r{k}_a2v"]] for k in (1, 5, 10)}
     rows |= {"median rank": [values["median_rank_v2a"], values["median_rank_a2v"]]}
-    note = f"Gallery of {pairs.sum()} clips; chance R@1 is {1 / max(pairs.sum(), 1):.4f}. Ties count against the model."
+    note = f"Gallery of {pairs.sum()} clips; chance R@1 is {1 / pairs.sum():.4f}. Ties count against the model."
     return values, {"retrieval": Table(title, pd.DataFrame(rows), note)}
 
 
@@ -177,12 +181,14 @@ def _pretraining(run: Evaluation) -> tuple[dict[str, float], dict[str, Table]]:
         values |= {f"{name}_{phase}": value for name, value in columns[phase].items()}
     columns["random weights"] = random = _probe(run, sources[0], untrained=True)
     values |= {f"{name}_random": value for name, value in random.items()}
-    values["probe_gain"] = values["probe_av"] - random["probe_av"]
+    if "probe_av" in values:
+        values["probe_gain"] = values["probe_av"] - random["probe_av"]
     frame = pd.DataFrame({"features": list(PROBES.values())}).assign(
-        **{source: [scores[name] for name in PROBES] for source, scores in columns.items()}
+        **{source: [scores.get(name, np.nan) for name in PROBES] for source, scores in columns.items()}
     )
     note = (
-        "Top-1 of a logistic regression, and of the 20 nearest neighbours, fitted to the train split's frozen features."
+        "Top-1 of a logistic regression, and of the 20 nearest neighbours, fitted to the train split's frozen features; "
+        "empty where no test clip has the modality, or train clips of fewer than two classes do."
     )
     return values, {"probes": Table(title, frame, note, "bars")}
 
@@ -200,6 +206,8 @@ def _probe(run: Evaluation, phase: str, untrained: bool = False) -> dict[str, fl
     values = {}
     for name in ("a", "v", "av"):
         seen, asked = _present(train[name]), _present(test[name])
+        if not asked.any() or len(np.unique(train_truth[seen])) < 2:
+            continue
         data = train[name][seen], train_truth[seen], test[name][asked], truth[asked]
         values |= {f"probe_{name}": metrics.probe_accuracy(*data), f"knn_{name}": metrics.knn_accuracy(*data)}
     return values

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import models
-from models.family import InputError
+from models.family import Facts, InputError
 from tasks import bundle, command, predict, storage
 from tasks.data import audio_store, frame_store, loader, video
 from tasks.predict import Predictor, media_files, readable, table
@@ -38,6 +39,18 @@ def clips(tmp_path_factory: pytest.TempPathFactory, write_clip: Write) -> Path:
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:700])
     (folder / "notes.txt").write_text("no clip")
     return folder
+
+
+def write_bundle_of_classes(folder: Path, num_classes: int) -> None:
+    """A bundle like `trained` that knows more sounds than are answered by default."""
+    phase, facts = models.load("t3av").phases["finetune"], Facts({"label": list("abcdefghi")[:num_classes]}, -5.0, 4.0)
+    torch.manual_seed(0)
+    stores = {"num_frames": 8, "short_side": 32, "quality": 95, "sample_rate": 16000, "codec": "pcm16"}
+    meta = {
+        "family": "t3av", "phase": "finetune", "config": asdict(phase.tiny), "facts": asdict(facts),
+        "stores": stores | {"shards": 1, "workers": 1, "max_quarantine": 0.05}, "dataset": "sounds",
+    }  # fmt: skip
+    bundle.save(folder, phase.build(phase.tiny, facts).state_dict(), meta, [])
 
 
 def test_answers_equal_those_on_the_stored_clip(
@@ -93,6 +106,26 @@ def test_top_cuts_the_answers(predictor: Predictor, clips: Path) -> None:
     (answer,) = predictor.predict([clips / "a.mp4"], top=2)
     assert len(answer["top"]) == 2
     assert answer["top"][0] == [answer["label"], answer["score"]]
+
+
+def test_top_may_ask_for_every_class(clips: Path, tmp_path: Path) -> None:
+    write_bundle_of_classes(tmp_path / "finetune", 9)
+    wide = Predictor(bundle.load(tmp_path / "finetune"))
+    (answer,) = wide.predict([clips / "a.mp4"], top=8)
+    names, scores = zip(*answer["top"], strict=True)
+    assert len(set(names)) == 8
+    assert list(scores) == sorted(scores, reverse=True)
+    (everything,) = wide.predict([clips / "a.mp4"], top=100)
+    assert everything["top"][:8] == answer["top"]
+    assert sum(score for _, score in everything["top"]) == pytest.approx(1, abs=1e-5)
+    (short,) = wide.predict([clips / "a.mp4"])
+    assert short["top"] == answer["top"][:5]
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_top_below_one_is_refused(predictor: Predictor, clips: Path, top: int) -> None:
+    with pytest.raises(InputError, match="1 answer or more"):
+        predictor.predict([clips / "a.mp4"], top=top)
 
 
 def test_a_broken_clip_has_its_reason_and_the_others_their_answers(predictor: Predictor, clips: Path) -> None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 Write = Callable[..., Path]
 CHECKPOINT, EVALUATION, OUT = (Path("artifacts/t3av") / name for name in ("finetune", "evaluate", "register"))
 METRICS = {"top1": 0.91, "top1_low": 0.85, "top1_high": 0.96, "num_clips": 96.0}
+EVALUATED = {
+    "report.html": "<h1>report</h1>",
+    "predictions.csv": "clip,truth\n",
+    "plots/shapley.csv": "part\n",
+    "plots/shapley.png": "a",
+}
 
 
 @pytest.fixture
@@ -49,6 +55,9 @@ def project(
 def write_metrics(metrics: dict[str, float]) -> None:
     EVALUATION.mkdir(parents=True, exist_ok=True)
     (EVALUATION / "metrics.json").write_text(json.dumps(metrics))
+    for name, text in EVALUATED.items():
+        (EVALUATION / name).parent.mkdir(exist_ok=True)
+        (EVALUATION / name).write_text(text)
 
 
 def run_register() -> dict:
@@ -75,7 +84,10 @@ def test_versions_come_and_stay(project: Path, write_bundle: Write) -> None:
     assert version.tags["git.commit"]
     assert store.get_run(version.tags["duet.train_run"]).data.tags["duet.run"] == run.id
     assert version.run_id is not None
-    assert store.get_run(version.run_id).data.metrics == METRICS
+    assert store.get_run(version.run_id).data.metrics == {f"test/{key}": value for key, value in METRICS.items()}
+    for name, text in EVALUATED.items():
+        kept = Path(store.download_artifacts(version.run_id, f"evaluation/{name}", str(project)))
+        assert kept.read_text() == text
     assert store.get_run(version.run_id).info.status == "FINISHED"
 
     written = (OUT / "version.json").read_bytes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from models.family import InputError
-from tasks import journal, tracking
+from tasks import evaluate, journal, tracking
 from tasks.journal import OUTBOX, flatten, redact
+from tests.tasks.toy_evaluation import write_project
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,6 +76,38 @@ def test_a_run_is_delivered_whole(store: MlflowClient, project: Path) -> None:
     kept = store.download_artifacts(made.info.run_id, "tables/report.csv")
     assert Path(kept).read_text() == "a,b\n"
     assert not list(OUTBOX.glob("*/*"))
+
+
+def test_artifacts_of_one_name_stay_apart(store: MlflowClient, project: Path) -> None:
+    """Also while the delivery puts notes of its own into the folder and takes them away again."""
+    with tracking.run("evaluate@t3av", {}) as run:
+        for number in range(4):
+            note = OUTBOX / run.id / tracking.ERROR
+            note.touch() if number % 2 else note.unlink(missing_ok=True)
+            (project / "table.csv").write_text(f"{number}\n")
+            run.artifact(project / "table.csv", f"part{number}")
+    tracking.flush()
+    run_id = only_run(store, "t3av").info.run_id
+    kept = [Path(store.download_artifacts(run_id, f"part{number}/table.csv")).read_text() for number in range(4)]
+    assert kept == ["0\n", "1\n", "2\n", "3\n"]
+
+
+def test_an_evaluation_leaves_numbers_plots_report_and_predictions(
+    store: MlflowClient, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(project)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "t3av"])
+    evaluate.main()
+    tracking.flush()
+    made = only_run(store, "t3av")
+    out = project / "artifacts/t3av/evaluate"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert made.data.metrics.keys() == {f"test/{name}" for name in metrics}
+    assert made.data.metrics["test/top1"] == pytest.approx(metrics["top1"], abs=1e-6)
+    kept = Path(store.download_artifacts(made.info.run_id, ""))
+    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.*")}
+    assert {"report.html", "predictions.csv", "plots/confusion.csv", "plots/confusion.png"} <= files.keys()
+    assert {str(path.relative_to(kept)): path.read_bytes() for path in kept.rglob("*.*")} == files
 
 
 def test_a_failure_marks_the_run_and_goes_on(store: MlflowClient) -> None:
