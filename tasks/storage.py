@@ -15,9 +15,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import boto3
@@ -30,6 +30,8 @@ from models.family import InputError
 DATA = Path("data")  # data/<dataset>/<stage>
 ARTIFACTS = Path("artifacts")  # artifacts/<family>/<stage>
 WORK = Path(".duet/work")  # resume state, keyed by stage and hash; outside every DVC out
+LOCKS = Path(".duet/locks")  # unlike resume state, of this checkout alone
+_held: set[IO[str]] = set()
 
 
 @contextmanager
@@ -55,23 +57,56 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _take_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _take_place(made: Path, path: Path) -> None:
+    """Rename a folder to `path`; an older one there goes at once, so that a kill never leaves a part of it."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.replace(old)
+    made.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; InputError when another process has it."""
+    """Hold `folder` for this process; InputError when another process has it.
+
+    What a killed process was just writing there is removed, at the beginning and at the end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is in use by another run; wait for it or stop it") from None
-        yield
+        _held.add(handle)
+        try:
+            _remove_unfinished(folder)
+            yield
+        finally:
+            _remove_unfinished(folder)
+            _held.discard(handle)
+
+
+def leave_locks() -> None:
+    """In a forked process that writes nothing: let its parent's locks end with its parent."""
+    for handle in _held:
+        handle.close()
+    _held.clear()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in list(folder.rglob(".*.tmp")):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def alone(stage: str) -> AbstractContextManager[None]:
+    """Run `stage` of this checkout, such as clean@sounds, in no other process as long as the block lasts."""
+    return locked(LOCKS / stage)
 
 
 def file_digest(path: Path) -> str:
@@ -96,9 +131,7 @@ def install_folder(made: Path, path: Path) -> None:
             shutil.copytree(made, temporary, dirs_exist_ok=True, symlinks=True)
         shutil.rmtree(made)
         return
-    if path.exists():
-        shutil.rmtree(path)
-    made.replace(path)
+    _take_place(made, path)
 
 
 # --- sources of raw data: a folder, an archive, HTTP, S3. All of them go on where an interrupted run stopped. ---------
@@ -123,20 +156,25 @@ def public_url(url: str) -> str:
 
 
 def link_or_copy(source: Path, target: Path, link: bool = True) -> bool:
-    """One file, by hard link where asked and possible; False when `target` is there already with the same size."""
+    """One file, by hard link where asked and possible; False when `target` is there already, as old and as large."""
     try:
-        source.stat()  # names the file itself, not what a broken link points to
+        stat = source.stat()  # names the file itself, not what a broken link points to
         source = source.resolve()
-        if target.exists() and target.stat().st_size == source.stat().st_size:
+        if target.exists() and _age_and_size(target.stat()) == _age_and_size(stat):
             return False
         with atomic_file(target) as temporary:
             if link and source.stat().st_dev == target.parent.stat().st_dev:
                 temporary.hardlink_to(source)
             else:
                 shutil.copyfile(source, temporary)
+                os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     except (PermissionError, FileNotFoundError) as error:
         raise InputError(f"{error.filename}: {error.strerror}; make the file readable or remove it") from None
     return True
+
+
+def _age_and_size(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_mtime_ns, stat.st_size
 
 
 def fetch_http(url: str, path: Path) -> None:

@@ -5,8 +5,10 @@ All order comes from (seed, epoch): neither the number of workers nor a restart 
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.family import Batch, InputError
+from tasks import storage
 
 Key = tuple[int, int]  # (epoch, row): what a sampler asks of a dataset
 
@@ -105,17 +108,30 @@ def build_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),
     )
 
 
-def _outlive_sigterm(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """A SIGTERM to the whole tree of processes is the trainer's to answer, and a worker's death would interrupt it.
 
-    The second one ends the worker: that is how the trainer's exit, which waits for its workers, says it.
+    The second one ends the worker. When the trainer is killed, workers notice seconds later: its locks must be free by
+    then.
     """
+    storage.leave_locks()
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _end_workers() -> None:
+    """At the exit of a trainer that an exception ended: Python would send workers one SIGTERM and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+Finalize(None, _end_workers, exitpriority=0)
 
 
 def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from tasks.data import manifest
 from tasks.data.batches import GlobalBatches, InOrder, TensorClips, build_loader, read_batches, stack
 from tasks.data.loader import ClipDataset, frame_columns, open_split
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -164,7 +167,19 @@ def test_a_worker_outlives_one_sigterm_but_not_two() -> None:
     os.kill(worker.pid, signal.SIGTERM)
     time.sleep(0.3)
     assert worker.is_alive() and float(next(batches)["x"]) == 1.0
-    # The second one, as this process's exit would send it; the loader must not notice, so it is let go first.
-    del batches, loader
+    del batches, loader  # sends the second one
     worker.join(30)
     assert not worker.is_alive()
+
+
+def test_a_defect_ends_the_trainer_with_its_workers() -> None:
+    code = """
+import torch
+from tasks.data.batches import InOrder, TensorClips, build_loader
+batches = iter(build_loader(TensorClips({"x": torch.arange(64.0)}), InOrder(64, 1), 1, torch.device("cpu")))
+next(batches)
+raise RuntimeError("a defect")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith("RuntimeError: a defect")

@@ -1,0 +1,89 @@
+"""Every phase of every family, trained by its real command, ends with the same bytes when it was killed on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import models
+from tasks.engine import loop
+from tests.tasks import stage_process
+
+ROOT = Path(__file__).parents[2]
+PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
+EPOCHS, BATCH = 2, 4
+
+
+def shrink(family: str) -> dict[str, object]:
+    """What makes params.yaml small enough for a test, section by section."""
+    small: dict[str, object] = {
+        "download.sounds.demo.clips": 48,
+        "subset.sounds.num_train": 3,
+        "subset.sounds.num_test": 1,
+        "clean.sounds.val_share": 0.25,
+        "clean.sounds.max_quarantine": 0.5,
+        "clean.sounds.workers": 1,
+        "stores.sounds.workers": 1,
+        "stores.sounds.short_side": 32,
+        "train.checkpoint_interval": 1,
+    }
+    for phase in models.load(family).phases:
+        small |= {f"{family}.{phase}.epochs": EPOCHS, f"{family}.{phase}.batch_size": BATCH}
+    return small
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose phases have all been trained without interruption."""
+    project = tmp_path_factory.mktemp("whole") / "project"
+    project.mkdir()
+    yaml = YAML()
+    values = yaml.load((ROOT / "params.yaml").read_text())
+    for family in models.names():
+        for key, value in shrink(family).items():
+            *way, last = key.split(".")
+            section = values
+            for step in way:
+                section = section[step]
+            section[last] = value
+    with (project / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    stages = [(stage, "sounds") for stage in ("download", "subset", "clean", "stores")]
+    for stage, *arguments in [*stages, *(("train", *names) for names in PHASES)]:
+        outcome = stage_process.run(project, stage, *arguments)
+        assert outcome.code == 0, outcome.errors
+    return project
+
+
+def kill_at(number: int) -> None:
+    """SIGKILL in the middle of this process's step `number`: gradients are there, the weights are not yet updated."""
+    gradients, calls = loop.forward_backward, iter(range(1, number + 1))
+
+    def last(*arguments: object, **named: object) -> object:
+        result = gradients(*arguments, **named)  # type: ignore[arg-type]
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    loop.forward_backward = last  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("family", "phase"), PHASES)
+def test_killed_at_three_random_steps(trained: Path, tmp_path: Path, family: str, phase: str) -> None:
+    project, out = tmp_path / "project", Path("artifacts") / family / phase
+    shutil.copytree(trained, project)
+    shutil.rmtree(project / out)
+    draw = random.Random(f"{family} {phase}")
+    for _ in range(3):  # each 1 to 3 steps after the start of that attempt
+        outcome = stage_process.run(project, "train", family, phase, prepare=partial(kill_at, draw.randrange(1, 4)))
+        assert outcome.code == -signal.SIGKILL, outcome.errors
+        assert not (project / out).exists(), "a killed run leaves no bundle"
+    assert stage_process.run(project, "train", family, phase).code == 0
+    assert stage_process.contents(project / out) == stage_process.contents(trained / out)
