@@ -56,11 +56,6 @@ def gather_rows(local: Tensor) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
-def mean_of_valid(rows: Tensor, valid: Tensor) -> Tensor:
-    """(E,) mean of the rows (B, E) where `valid` (B,) is True; zero where none is."""
-    return (rows * valid[:, None]).sum(0) / valid.sum().clamp(min=1)
-
-
 def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:
     """1.0 where different clips look alike (mean cosine above 0.95) or InfoNCE stays within 1 % of ln(num), else 0.0."""
     unit = embeddings.detach().float()

@@ -66,7 +66,7 @@ FAMILY = Family(
                 freeze_encoders=False,
                 freeze_backbone=False,
             ),
-            fresh=("video_head.", "audio_head.", "log_temperature", "centers"),
+            fresh=("video_head.", "audio_head.", "log_temperature"),
             cacheable=is_frozen,
             **_shared("contrastive"),
         ),

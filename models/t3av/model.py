@@ -12,7 +12,7 @@ from torch.nn import functional
 from models.attention import Block
 from models.embed import MaskToken, sincos, sincos_grid
 from models.family import Batch, Facts
-from models.losses import gather_rows, has_collapsed, info_nce, mean_of_valid, reconstruction
+from models.losses import gather_rows, has_collapsed, info_nce, reconstruction
 from models.masking import mask_sound, mask_video
 from models.t3av.config import (
     ContrastiveConfig,
@@ -24,8 +24,6 @@ from models.t3av.config import (
     video_grid,
 )
 from models.t3av.encoders import Trunk, initialise
-
-MOMENTUM = 0.9  # of the running centres
 
 
 def features(trunk: Trunk, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -127,13 +125,7 @@ def projection(dim: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class Contrastive(Trunk):
-    """Symmetric InfoNCE between the projected features of picture and sound.
-
-    Projections are centred over the joined batch before they are normalised, and by the running mean in evaluation (as
-    DINO, Caron et al. 2021, does): what all clips have in common would otherwise fill the space and nothing would move.
-    """
-
-    centers: Tensor
+    """Symmetric InfoNCE between the projected features of picture and sound."""
 
     def __init__(self, config: ContrastiveConfig, facts: Facts) -> None:
         check(config.model)
@@ -144,7 +136,6 @@ class Contrastive(Trunk):
         self.audio_head = projection(dim, config.proj_hidden_dim, config.contrastive_dim)
         start = torch.tensor(math.log(config.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
-        self.register_buffer("centers", torch.zeros(2, config.contrastive_dim))
         initialise(self)
         freeze(self, config.freeze_encoders, config.freeze_backbone)
 
@@ -154,39 +145,34 @@ class Contrastive(Trunk):
         return {"video_feature": video, "audio_feature": audio}
 
     def embed(self, batch: Batch) -> Batch:
-        """Projections (B, E) of both modalities, neither centred nor normalised, and which clips are pairs."""
+        """Unit vectors (B, E) of both modalities, zero where a clip lacks it, and which clips are pairs."""
         encoded = batch if "video_feature" in batch else self.encode(batch)
+        video = functional.normalize(self.video_head(encoded["video_feature"]).float(), dim=-1)
+        audio = functional.normalize(self.audio_head(encoded["audio_feature"]).float(), dim=-1)
+        has_video, has_audio = batch["has_video"], batch["has_audio"]
         return {
-            "video": self.video_head(encoded["video_feature"]).float(),
-            "audio": self.audio_head(encoded["audio_feature"]).float(),
-            "pair": batch["has_video"] & batch["has_audio"],
+            "video_embedding": video * has_video[:, None],
+            "audio_embedding": audio * has_audio[:, None],
+            "pair": has_video & has_audio,
         }
 
     def joint_loss(self, embeddings: Batch) -> Batch:
         """InfoNCE over the batch of all ranks, with the temperature it used and the alarm that tells a collapse."""
-        rows = [gather_rows(embeddings[name]) for name in ("video", "audio")]
+        video, audio = (gather_rows(embeddings[f"{name}_embedding"]) for name in ("video", "audio"))
         pair = gather_rows(embeddings["pair"])
-        centers = torch.stack([mean_of_valid(row, pair) for row in rows])
-        video, audio = (functional.normalize(r - c, dim=-1) for r, c in zip(rows, centers, strict=True))
         temperature = self.log_temperature.exp().clamp(0.01, 1.0)
         loss = info_nce(video, audio, pair, temperature)
-        self.centers.copy_(self.centers * MOMENTUM + centers.detach() * (1 - MOMENTUM))
         collapse = has_collapsed(video, loss.detach(), len(video))
         return {"loss": loss, "temperature": temperature.detach(), "collapse": collapse}
 
     def forward(self, batch: Batch, part: Literal["", "embeddings", "loss"] = "") -> Batch:
-        """Training: the loss, or one of its two parts. Evaluation: unit vectors, zero where missing, and features."""
+        """Training: the loss, or one of its two parts. Evaluation: embeddings, and the features behind them."""
         if part:
             return self.embed(batch) if part == "embeddings" else self.joint_loss(batch)
         if self.training:
             return self.joint_loss(self.embed(batch))
         encoded = batch if "video_feature" in batch else self.encode(batch)
-        found = self.embed({**batch, **encoded})
-        predictions = {key: encoded[key] for key in ("video_feature", "audio_feature")}
-        for name, center in zip(("video", "audio"), self.centers, strict=True):
-            unit = functional.normalize(found[name] - center, dim=-1)
-            predictions[f"{name}_embedding"] = unit * batch[f"has_{name}"][:, None]
-        return predictions
+        return {key: encoded[key] for key in ("video_feature", "audio_feature")} | self.embed({**batch, **encoded})
 
 
 # --- finetune ------------------------------------------------------------------------------------------------------------

@@ -123,8 +123,8 @@ def test_pairs_find_each_other() -> None:
     config = FAMILY.phases["contrastive"].tiny
     module = Contrastive(config, FACTS).train()
     data = batch("contrastive", config, clips=8)
-    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
-    for _ in range(220):
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+    for _ in range(250):
         losses = module(data)
         optimizer.zero_grad()
         losses["loss"].backward()
