@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
-from models.family import Facts, InputError
+from models.family import Facts, InputError, LoadReport
 from models.weights import load_matching
 from tasks import params, storage
 
@@ -32,12 +32,20 @@ class Bundle:
     facts: Facts
     meta: Mapping[str, Any]
     state: dict[str, Tensor]
+    path: Path  # of the weights, for messages
 
     def module(self) -> nn.Module:
         """The trained module in evaluation mode, on the CPU."""
         module = models.load(self.family).phases[self.phase].build(self.config, self.facts)
-        load_matching(module, self.state)
+        self.load_into(module)
         return module.eval().requires_grad_(False)
+
+    def load_into(self, module: nn.Module, fresh: tuple[str, ...] = ()) -> LoadReport:
+        """The weights into a module, of which what starts with one of `fresh` may be new; InputError names the file."""
+        try:
+            return load_matching(module, self.state, fresh)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
 
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
@@ -70,7 +78,7 @@ def load(folder: Path) -> Bundle:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder / WEIGHTS} is missing or damaged ({reason}); bring the bundle again") from None
-    return Bundle(family, phase, typed, facts, meta, state)
+    return Bundle(family, phase, typed, facts, meta, state, folder / WEIGHTS)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Clean:
 def listed_clips(dataset: str) -> pd.DataFrame:
     """The subset's rows with `path` relative to data/<dataset>: in the subset where it holds media, else in raw."""
     folder = storage.DATA / dataset / "subset"
-    table = load_format(params.section("download", dataset)["format"]).read(folder).reset_index(drop=True)
+    table = load_format(params.value("download", dataset, "format")).read(folder).reset_index(drop=True)
     if table.empty:
         raise InputError(f"{folder}: the annotations list no clip")
     media = PurePosixPath(table["path"].iloc[0]).parts[0]
@@ -175,8 +175,8 @@ def main() -> None:
     parser.add_argument("dataset", help="an entry of params.yaml's download section")
     dataset = parser.parse_args().dataset
     settings = params.stage(Clean, "clean", dataset)
-    root = storage.DATA / dataset
-    with tracking.run(f"clean@{dataset}", asdict(settings), [root / "raw", root / "subset"]) as run:
+    root, stage = storage.DATA / dataset, f"clean@{dataset}"
+    with storage.alone(stage), tracking.run(stage, asdict(settings), [root / "raw", root / "subset"]) as run:
         line = clean(dataset, settings)
         table = manifest.read_clean(dataset)
         run.log({"clips": len(table), "hours": float(table["duration"].sum()) / 3600})

@@ -110,8 +110,11 @@ def _copy_folder(source: Path, target: Path) -> None:
         seen.add(os.path.realpath(folder))  # links that lead back up would never end
         subfolders[:] = [name for name in subfolders if os.path.realpath(Path(folder, name)) not in seen]
         files += [Path(folder, name) for name in names]
-    for file in tqdm(sorted(files), desc="files", unit="file"):
-        storage.link_or_copy(file, target / file.relative_to(source))
+    wanted = {file: target / file.relative_to(source) for file in sorted(files)}
+    for path in {path for path in target.rglob("*") if path.is_file()} - set(wanted.values()):
+        path.unlink()  # an earlier run brought it and the source has it no more
+    for file, path in tqdm(wanted.items(), desc="files", unit="file"):
+        storage.link_or_copy(file, path)
 
 
 def download(dataset: str, settings: Download) -> str:
@@ -121,8 +124,11 @@ def download(dataset: str, settings: Download) -> str:
     work = storage.WORK / f"download-{dataset}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
     with storage.locked(work):
         made = fetch(settings, work)
-        num_clips = len(table_format.read(made))
-        for leftover in [*made.rglob(".*.tmp"), *made.rglob(".*.part")]:  # of runs that were killed
+        try:
+            num_clips = len(table_format.read(made))
+        except InputError as error:  # names the copy; what must be mended is the source
+            raise InputError(str(error).replace(str(made), storage.public_url(settings.source))) from None
+        for leftover in made.rglob(".*.part"):  # of runs that were killed
             leftover.unlink()
         files = [path for path in made.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
@@ -139,7 +145,8 @@ def main() -> None:
     dataset = parser.parse_args().dataset
     settings = params.stage(Download, "download", dataset)
     public = dataclasses.replace(settings, source=storage.public_url(settings.source))
-    with tracking.run(f"download@{dataset}", dataclasses.asdict(public)):
+    stage = f"download@{dataset}"
+    with storage.alone(stage), tracking.run(stage, dataclasses.asdict(public)):
         line = download(dataset, settings)
     command.say(line)
 

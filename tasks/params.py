@@ -26,7 +26,12 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} not found; run from the project's root") from None
     except YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{path}{where} is not YAML: {problem}; mend that line or undo the last edit") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
 def section(*keys: str, path: Path = PARAMS) -> dict[str, Any]:
@@ -40,6 +45,14 @@ def section(*keys: str, path: Path = PARAMS) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: {'.'.join(keys)} is a single value, a section was expected")
     return dict(value)
+
+
+def value(*keys: str) -> Any:
+    """A single value of params.yaml, such as value("download", "sounds", "format")."""
+    found = section(*keys[:-1])
+    if keys[-1] not in found:
+        raise InputError(f"{PARAMS}: {'.'.join(keys)} is missing; {'.'.join(keys[:-1])} has {', '.join(found)}")
+    return found[keys[-1]]
 
 
 def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:

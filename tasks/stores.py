@@ -151,8 +151,6 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
     identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
-        for leftover in (work / "stores").glob(".*.tmp"):  # of a worker that was killed
-            leftover.unlink()
         clips = table.to_dict("records")
         jobs = [(root, clips[k :: settings.shards], k, settings, work) for k in range(settings.shards)]
         results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
@@ -171,8 +169,9 @@ def main() -> None:
     parser.add_argument("dataset", help="an entry of params.yaml's download section")
     dataset = parser.parse_args().dataset
     settings = params.stage(Stores, "stores", dataset)
-    root = storage.DATA / dataset
-    with tracking.run(f"stores@{dataset}", asdict(settings), [root / "raw", root / "subset", root / "clean"]) as run:
+    root, stage = storage.DATA / dataset, f"stores@{dataset}"
+    inputs = [root / "raw", root / "subset", root / "clean"]
+    with storage.alone(stage), tracking.run(stage, asdict(settings), inputs) as run:
         stats = stores(dataset, settings)
         run.log(stats)
     command.say(

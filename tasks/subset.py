@@ -82,7 +82,7 @@ def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> 
 
 def subset(dataset: str, settings: Subset) -> str:
     """Write data/<dataset>/subset; returns the closing line."""
-    form = load_format(params.section("download", dataset)["format"])
+    form = load_format(params.value("download", dataset, "format"))
     raw = storage.DATA / dataset / "raw"
     table = form.read(raw)
     exists = pd.Series([(raw / path).is_file() for path in table["path"]], index=table.index)
@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("dataset", help="an entry of params.yaml's download section")
     dataset = parser.parse_args().dataset
     settings = params.stage(Subset, "subset", dataset)
-    with tracking.run(f"subset@{dataset}", asdict(settings), [storage.DATA / dataset / "raw"]):
+    stage = f"subset@{dataset}"
+    with storage.alone(stage), tracking.run(stage, asdict(settings), [storage.DATA / dataset / "raw"]):
         line = subset(dataset, settings)
     say(line)
 

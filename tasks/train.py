@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from tqdm import tqdm
 
 import models
 from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample
-from models.weights import load_matching
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
@@ -60,7 +60,7 @@ class Job:
 def read_job(family: str, name: str) -> Job:
     """The job as params.yaml has it; InputError for anything in it or in the data that cannot work."""
     phase, config, settings = params.phase(family, name, Training)
-    dataset = params.section(family)["dataset"]
+    dataset = params.value(family, "dataset")
     return Job(family, name, phase, config, settings, dataset, read_facts(family, dataset))
 
 
@@ -94,8 +94,8 @@ def start(job: Job) -> tuple[nn.Module, dict[str, Any], list[str]]:
     if source != "none":
         folder = storage.ARTIFACTS / job.family / source if source in models.load(job.family).phases else Path(source)
         earlier = bundle.load(folder)
-        report = load_matching(module, earlier.state, job.phase.fresh)
-        digest = storage.file_digest(folder / bundle.WEIGHTS)
+        report = earlier.load_into(module, job.phase.fresh)
+        digest = storage.file_digest(earlier.path)
         origin = {"started_from": {"phase": earlier.phase, "sha256": digest}, "pretrained": earlier.meta["pretrained"]}
         return module, origin, [f"starting from {folder}: {report}"]
     kinds, lines = {}, []
@@ -110,7 +110,12 @@ def start(job: Job) -> tuple[nn.Module, dict[str, Any], list[str]]:
 def _load_pretrained(phase: Phase, module: nn.Module, slot: str, name: str) -> tuple[LoadReport, str]:
     assert phase.load_pretrained is not None, "a phase that names weights must say how they go in"
     state, kind = pretrained.load_state(name)
-    return phase.load_pretrained(module, slot, state), kind
+    try:
+        return phase.load_pretrained(module, slot, state), kind
+    except InputError as error:
+        raise InputError(
+            f"{name} does not fit ({error}); name another checkpoint, or change the model section"
+        ) from None
 
 
 # --- frozen parts, computed once -----------------------------------------------------------------------------------------
@@ -157,22 +162,34 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
     return storage.WORK / f"{job.stage}-{digest}"
 
 
-def train(job: Job, place: Place, log: loop.Log) -> tuple[Fitted, dict[str, Any], Path]:
-    """Train to the end and write the bundle; returns the outcome, bundle.json's values and the work folder."""
+def train(job: Job, place: Place, log: loop.Log) -> Fitted:
+    """Train to the end and write the bundle; the resume state goes when the bundle is there."""
     seed(job.settings, place)
     module, origin, lines = start(job)
     work = work_folder(job, origin)
     for line in lines if place.leader else []:
         say(line)
+    with storage.locked(work) if place.leader else nullcontext():  # other checkouts may share it
+        fitted = fit(job, module, place, work, log)
+        if place.leader:
+            save(job, origin, fitted)
+            shutil.rmtree(work)
+    return fitted
+
+
+def fit(job: Job, module: nn.Module, place: Place, work: Path, log: loop.Log) -> Fitted:
+    """Train on what the phase sees of the clips."""
     if job.phase.cacheable(job.config):
-        work.mkdir(parents=True, exist_ok=True)
         clips = {split: encoded(job, module, split, place, work) for split in ("train", "val")}
     else:
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
-    fitted = loop.fit(
-        Task(module, clips["train"], clips["val"], metric, job.phase.best), job.settings, place, work, log
-    )
+    task = Task(module, clips["train"], clips["val"], metric, job.phase.best)
+    return loop.fit(task, job.settings, place, work, log)
+
+
+def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
+    """Write the bundle."""
     meta = {
         "family": job.family,
         "phase": job.name,
@@ -186,9 +203,7 @@ def train(job: Job, place: Place, log: loop.Log) -> tuple[Fitted, dict[str, Any]
         "step": fitted.step,
         "metrics": fitted.metrics,
     }
-    if place.leader:
-        bundle.save(job.out, fitted.weights, meta, fitted.history)
-    return fitted, meta, work
+    bundle.save(job.out, fitted.weights, meta, fitted.history)
 
 
 def main() -> None:
@@ -201,14 +216,13 @@ def main() -> None:
     data = storage.DATA / job.dataset
     inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]
     values = {**bundle.plain(job.config), **dataclasses.asdict(job.settings)}
-    with distributed.launched(job.settings.device) as place, tracking.run(job.stage, values, inputs) as run:
-        lock = storage.WORK / f"{job.stage}-lock"
+    with (
+        distributed.launched(job.settings.device) as place,
+        storage.alone(job.stage) if place.leader else nullcontext(),
+        tracking.run(job.stage, values, inputs) as run,
+    ):
         try:
-            if place.leader:
-                with storage.locked(lock):
-                    fitted, _, work = train(job, place, run.log)
-            else:
-                fitted, _, work = train(job, place, run.log)
+            fitted = train(job, place, run.log)
         except loop.Stopped:
             if place.leader:
                 print("stopped; everything is saved, the same command goes on from here", file=sys.stderr)
@@ -216,7 +230,6 @@ def main() -> None:
         if place.leader:
             run.tag({"duet.sha256": storage.file_digest(job.out / bundle.WEIGHTS)})
             run.artifact(job.out / bundle.HISTORY)
-            shutil.rmtree(work)
             name = job.phase.best[0]
             say(f"{job.stage}: best {name} {fitted.metrics[name]:.4f} after epoch {fitted.epoch}; weights in {job.out}")
 

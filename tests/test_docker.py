@@ -148,7 +148,6 @@ def test_example_env_names_everything_and_holds_no_secret():
     assert not [name for name, value in given.items() if re.search("PASSWORD|SECRET", name) and value]
 
 
-@pytest.mark.xfail(strict=True, reason="pyproject must say mlflow[auth] and the lock be made anew")
 def test_the_lock_has_what_mlflow_needs_to_ask_for_passwords():
     assert re.search(r"^flask-wtf==", (ROOT / "requirements.lock").read_text(), re.MULTILINE | re.IGNORECASE)
 

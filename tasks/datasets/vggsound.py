@@ -49,7 +49,9 @@ def read(folder: Path) -> pd.DataFrame:
                     raise InputError(f"{where}: {name!r} is no VGGSound file; it must look like ytid_000030.mp4")
                 rows.append(_row(where, match["ytid"], match["start"], label, split))
     else:
-        raise InputError(f"{folder / CSV} not found, nor {SPLITS[0]}.csv and {SPLITS[1]}.csv beside it")
+        raise InputError(
+            f"{folder / CSV} not found, nor {SPLITS[0]}.csv and {SPLITS[1]}.csv beside it; put VGGSound's CSV there"
+        )
     table = pd.DataFrame(rows, columns=COLUMNS)
     twice = table.id[table.id.duplicated()]
     if len(twice):
@@ -75,11 +77,13 @@ def row(ytid: str, start: int, label: str, split: str) -> dict[str, object]:
 
 def _row(where: str, ytid: str, start: str, label: str, split: str) -> dict[str, object]:
     if not re.fullmatch(r"\d+", start, re.ASCII):
-        raise InputError(f"{where}: start {start!r} is no whole number of seconds")
+        raise InputError(
+            f"{where}: start {start!r} is no whole number of seconds; the columns are id, start, label, split"
+        )
     if not label.strip():
         raise InputError(f"{where}: the label is empty; name the sound or delete the row")
     if not ytid or "/" in ytid or "\\" in ytid:
-        raise InputError(f"{where}: {ytid!r} is no YouTube id")
+        raise InputError(f"{where}: {ytid!r} is no YouTube id; write the id alone, as in its address")
     return row(ytid, int(start), label, split)
 
 
@@ -93,7 +97,7 @@ def _lines(path: Path, columns: int) -> list[tuple[str, list[str]]]:
                 (f"{path} row {n}", fields) for n, fields in enumerate(csv.reader(handle, strict=True), 1) if fields
             ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no UTF-8 CSV: {error}") from None
+        raise InputError(f"{path} is no UTF-8 CSV: {error}; save it as UTF-8 and close its quotes") from None
     if not lines:
         raise InputError(f"{path} is empty; it needs one row a clip")
     for where, fields in lines:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +34,16 @@ class Command:
     process: multiprocessing.Process
     shown: Path
 
+    def go_on(self) -> None:
+        """Continue what was stopped."""
+        os.kill(self.process.pid or 0, signal.SIGCONT)
+
     def wait(self) -> Outcome:
         """Let it end."""
         self.process.join(120)
-        assert self.process.exitcode is not None, "the command hangs"
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError("the command hangs")
         lines = re.split(r"[\r\n]+", (self.shown / "stderr").read_text())
         errors = [line for line in map(str.strip, lines) if line and not BAR.fullmatch(line)]
         return Outcome(self.process.exitcode, (self.shown / "stdout").read_text(), errors)
@@ -70,6 +77,19 @@ def _run(
     if prepare:
         prepare()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def stop_at(event: str, after: str = "", number: int = signal.SIGSTOP) -> None:
+    """Send this process a signal at the first audit event of that name that comes after one called `after`."""
+    awaited = [event, after] if after else [event]
+
+    def hook(name: str, arguments: tuple[object, ...]) -> None:
+        if awaited and name == awaited[-1]:
+            awaited.pop()
+            if not awaited:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
 
 
 def contents(project: Path) -> dict[str, str]:

@@ -131,17 +131,6 @@ def test_media_of_the_subset_come_first(project: Path) -> None:
     assert manifest.read("sounds")["path"].str.startswith("subset/video/").all()
 
 
-def test_a_folder_that_may_not_be_read(project: Path) -> None:
-    if os.getuid() == 0:
-        pytest.skip("root reads everything")
-    (project / "data/sounds/raw/video").chmod(0)
-    try:
-        with pytest.raises(InputError, match="unreadable"):
-            clean.clean("sounds", replace(LENIENT, max_quarantine=0.5))
-    finally:
-        (project / "data/sounds/raw/video").chmod(0o755)
-
-
 def test_a_killed_run_goes_on(project: Path) -> None:
     """The run dies at a clip in the middle; what was probed before is not probed again."""
     code = (

@@ -94,16 +94,6 @@ def test_a_wrong_source_leaves_no_raw_folder(project: Path, change: dict, messag
     assert not Path("data/sounds/raw").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_folder_is_named(project: Path) -> None:
-    (fill(project / "source") / "video").chmod(0)
-    try:
-        with pytest.raises(InputError, match="source/video: Permission denied"):
-            download("sounds", replace(FOLDER, source="source"))
-    finally:
-        (project / "source/video").chmod(0o755)
-
-
 # --- archives ------------------------------------------------------------------------------------------------------------
 
 

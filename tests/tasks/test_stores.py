@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -138,30 +137,6 @@ def test_killed_in_the_middle_and_run_again(project: Path) -> None:
     assert storage.folder_digest(project / "data/sounds/stores") == expected
     assert (project / "data/sounds/stores" / shard.name).stat().st_ino == inode  # moved, not made again
     assert not [path for path in (project / "data/sounds/stores").iterdir() if path.name.startswith(".")]
-
-
-def test_full_disk_and_run_again(project: Path) -> None:
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))  # noqa: E731
-    run = start(preexec_fn=limit)
-    _, errors = run.communicate(timeout=120)
-    last = errors.replace("\r", "\n").strip().split("\n")[-1]
-    assert run.returncode == 1 and last.startswith("error: no space left while writing"), errors
-    assert "Traceback" not in errors
-    assert not (project / "data/sounds/stores").exists()
-    stores.stores("sounds", SETTINGS)
-    assert len(FrameStore(project / "data/sounds/stores")) == 8
-
-
-def test_two_runs_at_once(project: Path) -> None:
-    slow = "import time\nstores.video.read_clip = lambda *arguments: time.sleep(60)"
-    run = start(slow)
-    try:
-        wait_until(lambda: bool(list((project / ".duet/work").glob("stores-sounds-*/stores/.*.tmp"))))
-        with pytest.raises(InputError, match="in use by another run"):
-            stores.stores("sounds", SETTINGS)
-    finally:
-        run.kill()
-        run.communicate()
 
 
 def test_clips_that_fail_here(project: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
