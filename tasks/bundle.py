@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import models
@@ -51,7 +52,8 @@ class Bundle:
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Write a bundle atomically; `meta` is JSON-able and holds family, phase, config, facts, stores, dataset at least."""
     with storage.atomic_folder(folder) as temporary:
-        save_file({key: value.contiguous() for key, value in sorted(state.items())}, temporary / WEIGHTS)
+        weights = to_bytes({key: value.contiguous() for key, value in sorted(state.items())})
+        (temporary / WEIGHTS).write_bytes(weights)  # by Python, so that a full disk is an OSError
         (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         pd.DataFrame(history).to_csv(temporary / HISTORY, index=False)
 

@@ -7,6 +7,7 @@ torch.load(weights_only=True), which runs no code.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import random
@@ -19,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from models.family import InputError
@@ -66,8 +68,13 @@ def write(work: Path, name: Name, step: int, weights: Mapping[str, Tensor], stat
     link = work / name
     target = f"{name}-{step:08d}"
     with atomic_folder(work / target) as folder:
-        save_file({key: value.contiguous() for key, value in weights.items()}, folder / "weights.safetensors")
-        torch.save(dict(state), folder / "state.pt")
+        rest = io.BytesIO()
+        torch.save(dict(state), rest)
+        # Written by Python and not by these libraries, so that a full disk is an OSError.
+        (folder / "weights.safetensors").write_bytes(
+            to_bytes({key: value.contiguous() for key, value in weights.items()})
+        )
+        (folder / "state.pt").write_bytes(rest.getvalue())
         for path in folder.iterdir():
             _flush(path)
     fresh = work / f".{name}.tmp"

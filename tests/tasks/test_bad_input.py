@@ -272,6 +272,12 @@ def test_full_disk_during_a_store_write(
     assert contents(project) == contents(finished)
 
 
+def test_full_disk_during_a_checkpoint(project: Path, finished: Path) -> None:
+    line = refused(project, *PRETRAIN, prepare=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert line.startswith("error: no space left while writing ")
+    assert_goes_through(project, finished, *PRETRAIN)
+
+
 @contextmanager
 def halted(project: Path, *command: str, at: str, after: str = "") -> Iterator[Command]:
     """The command, stopped as `stop_at` says; nothing is left of it when the block ends."""
