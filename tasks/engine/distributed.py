@@ -14,9 +14,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.family import InputError
@@ -62,6 +59,9 @@ def wrap(module: nn.Module, strategy: Literal["ddp", "fsdp"], place: Place) -> n
     if strategy == "ddp":
         # Buffers are not broadcast at each forward pass: evaluation would have to stay in step for nothing.
         return DistributedDataParallel(module, broadcast_buffers=False)
+    from torch.distributed.device_mesh import init_device_mesh  # these take seconds to import
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(place.device.type, (place.world,))
     # The root too is resharded after each forward pass: the moving average writes to the shards between two of them.
     for part in reversed(list(module.modules())):  # inner lists before outer ones
@@ -76,14 +76,14 @@ def synchronising(wrapper: nn.Module, last: bool) -> AbstractContextManager[None
     """Gradients cross the processes only in the backward pass of a step's last micro-batch."""
     if isinstance(wrapper, DistributedDataParallel) and not last:
         return wrapper.no_sync()
-    if isinstance(wrapper, FSDPModule):
-        wrapper.set_requires_gradient_sync(last)
+    if hasattr(wrapper, "set_requires_gradient_sync"):  # of FSDP
+        wrapper.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
     return nullcontext()
 
 
 def whole(value: Any) -> Any:
     """A nested structure with every sharded tensor gathered (a collective: all ranks call it), all on the CPU."""
-    if isinstance(value, DTensor):
+    if hasattr(value, "full_tensor"):  # sharded
         return value.full_tensor().detach().cpu()
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
@@ -96,7 +96,10 @@ def whole(value: Any) -> Any:
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor on the device, and sharded the way, of `like`."""
-    if isinstance(like, DTensor):
+    if hasattr(like, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor  # takes seconds to import
+
+        assert isinstance(like, DTensor)
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value.to(like.device)
 
