@@ -121,7 +121,8 @@ def main() -> None:
         scored = Scored(family, settings, place.device)
     data = storage.DATA / scored.dataset
     inputs = [data / "clean", data / "stores", *(scored.folders[name] for name in scored.trained)]
-    with tracking.run(f"evaluate@{family}", asdict(settings), inputs) as run:
+    stage = f"evaluate@{family}"
+    with storage.alone(stage), tracking.run(stage, asdict(settings), inputs) as run:
         results = scored.family.evaluate(scored)
         with storage.atomic_folder(out) as folder:
             write_tables(results, folder)
@@ -130,7 +131,7 @@ def main() -> None:
         for path in sorted(path for path in out.rglob("*") if path.is_file()):
             run.artifact(path, "/".join(path.relative_to(out).parent.parts))
     headline = next(iter(results.metrics.items()))
-    say(f"evaluate@{family}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
+    say(f"{stage}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
 
 
 if __name__ == "__main__":

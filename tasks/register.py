@@ -35,7 +35,8 @@ def main() -> None:
     family = parser.parse_args().family
     phase = list(models.load(family).phases)[-1]
     root = storage.ARTIFACTS / family
-    line = register(family, root / phase, root / "evaluate", root / "register")
+    with storage.alone(f"register@{family}"):
+        line = register(family, root / phase, root / "evaluate", root / "register")
     say(line)
 
 
