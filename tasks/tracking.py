@@ -37,7 +37,7 @@ __all__ = [
     "set_alias",
 ]
 
-LINGER = 10.0  # seconds without work before the delivering process ends: the next stage finds MLflow loaded
+LINGER = 60.0  # seconds without work before the delivering process ends: the next stage finds MLflow loaded
 SENT = "sent.json"  # beside a journal: MLflow's run id and how many bytes of the journal it has
 
 

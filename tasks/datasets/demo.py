@@ -124,8 +124,8 @@ def encode(frames: np.ndarray, wave: np.ndarray | None, path: Path, index_first:
             sound.flush()
             streams.append(ffmpeg.input(sound.name, format="f32le", ar=SAMPLE_RATE, ac=1).audio)
         settings = {
-            "vcodec": "libx264", "preset": "veryfast", "crf": 20, "pix_fmt": "yuv420p", "g": 12,
-            "acodec": "aac", "b:a": "48k", "threads": 1, "format": "mp4",
+            "vcodec": "libx264", "preset": "ultrafast", "crf": 20, "pix_fmt": "yuv420p", "g": 12,
+            "acodec": "aac", "aac_coder": "fast", "b:a": "48k", "threads": 1, "format": "mp4",
             "fflags": "+bitexact", "flags": "+bitexact", "map_metadata": -1,
         }  # fmt: skip
         if index_first:

@@ -305,7 +305,7 @@ def test_background_delivery_to_a_server(server: str, tmp_path: Path, monkeypatc
     assert made.info.status == "FINISHED"
     assert Path(store.download_artifacts(made.info.run_id, "table.csv")).read_text() == "a\n"
     assert not (tmp_path / "mlflow.db").exists()
-    for _ in range(60):  # the process ends by itself
+    for _ in range(240):  # the process ends by itself
         with tracking._sole_delivery() as free:
             if free:
                 return
