@@ -97,6 +97,10 @@ class Running:
         found = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
         return {task["name"]: task["state_name"] for task in found}
 
+    def log(self, run: str) -> str:
+        logs = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC")
+        return "\n".join(line["message"] for line in logs)
+
     def stop(self) -> None:
         below = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
@@ -132,12 +136,11 @@ def test_runs_from_the_interface(running: Running) -> None:
 
     run = running.trigger("pipeline/pipeline", targets=["score", "hard"], params={"first.value": 7})
     state = running.wait(run)
-    assert state["type"] == "COMPLETED", state
+    assert state["type"] == "COMPLETED", running.log(run)
     assert running.tasks(run)["hard"] == running.tasks(run)["score"] == "Completed"
     artifacts = running.post("/artifacts/filter", flow_runs={"id": {"any_": [run]}})
     assert {"score-metrics"} <= {artifact["key"] for artifact in artifacts}
-    logs = running.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}})
-    assert any("Running stage 'score'" in line["message"] for line in logs)
+    assert "Running stage 'score'" in running.log(run)
     children = running.post("/flow_runs/filter", deployments={"name": {"any_": ["gpu"]}})
     assert [child["state"]["type"] for child in children] == ["COMPLETED"]
     assert any(",7" in line for line in toy.dvc("exp", "show", "--csv").splitlines())
