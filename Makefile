@@ -25,7 +25,7 @@ demo: $(READY)  ## Train FAMILY on the demo dataset, from raw video to a registe
 test: $(READY)  ## The suite but for the slow tests
 	python -m pytest -n 2 --dist loadfile -m "not slow" tests
 
-test-slow: $(READY)  ## Whole pipelines, real servers and workers
+test-slow: $(READY)  ## Servers, workers and images
 	python -m pytest -m slow tests
 
 check: $(READY)  ## Lint, types, layers

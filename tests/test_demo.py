@@ -80,7 +80,6 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_one_command_ends_in_a_registered_version(first: Path) -> None:
     version = json.loads((first / "artifacts/t3av/register/version.json").read_text())
     assert version["name"] == "duet-t3av"
@@ -98,19 +97,16 @@ def test_one_command_ends_in_a_registered_version(first: Path) -> None:
     assert "duet-t3av" in summary.stdout
 
 
-@pytest.mark.slow
 def test_run_again_does_nothing(first: Path) -> None:
     assert "Running stage" not in dvc(first, "repro", "register@t3av")
 
 
-@pytest.mark.slow
 def test_a_second_project_makes_the_same_bytes(first: Path, tmp_path: Path) -> None:
     second = project(tmp_path)
     dvc(second, "repro", "evaluate@t3av")
     assert digests(second) == digests(first)
 
 
-@pytest.mark.slow
 def test_an_experiment_runs_what_its_change_touches(first: Path) -> None:
     out = dvc(first, "exp", "run", "-S", "t3av.finetune.lr=5e-4", "register@t3av")
     ran = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]

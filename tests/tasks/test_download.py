@@ -373,7 +373,6 @@ def test_what_a_store_refuses(bucket, store: str, project: Path) -> None:
 # --- interruptions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_killed_and_run_again(project: Path) -> None:
     demo = Demo(seed=3, clips=24, seconds=1.0, workers=1)
     (project / "params.yaml").write_text(

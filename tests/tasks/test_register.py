@@ -151,7 +151,6 @@ def test_what_is_missing_is_named(project: Path) -> None:
         run_register()
 
 
-@pytest.mark.slow
 def test_mlflow_serves_a_version(project: Path) -> None:
     run_register()
     clip = Path("data/sounds/raw/video/x_000000.mp4")
