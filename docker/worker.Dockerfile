@@ -18,12 +18,13 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 # uv's own Python, because bases differ in theirs and the lock was checked on this one.
-ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy
+ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy \
+    UV_CACHE_DIR=/opt/uv-cache
 COPY --from=uv /usr/local/bin/uv /usr/local/bin/uv
 RUN uv venv --managed-python --python 3.11.13 /opt/venv
 # The lock comes before the code: a change of code leaves this layer, gigabytes of it, as it is.
 COPY requirements.lock /opt/
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --requirement /opt/requirements.lock
+RUN --mount=type=cache,target=/opt/uv-cache uv pip install --no-deps --requirement /opt/requirements.lock
 
 # A number above the users that bases bring. The folders are made here so that volumes mounted there belong to duet.
 RUN useradd --create-home --uid 10001 duet \

@@ -49,11 +49,15 @@ class Bundle:
             raise InputError(f"{self.path}: {error}") from None
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, written by Python and not by the library, so that a full disk is an OSError."""
+    path.write_bytes(to_bytes({key: value.contiguous() for key, value in tensors.items()}))
+
+
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Write a bundle atomically; `meta` is JSON-able and holds family, phase, config, facts, stores, dataset at least."""
     with storage.atomic_folder(folder) as temporary:
-        weights = to_bytes({key: value.contiguous() for key, value in sorted(state.items())})
-        (temporary / WEIGHTS).write_bytes(weights)  # by Python, so that a full disk is an OSError
+        write_tensors(temporary / WEIGHTS, state)
         (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         pd.DataFrame(history).to_csv(temporary / HISTORY, index=False)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -129,7 +129,7 @@ def encoded(job: Job, module: nn.Module, split: str, place: Place, work: Path) -
             module.to(place.device).eval(), open_clips(job, split, training=False), job.settings, place
         )
         with storage.atomic_file(path) as temporary:
-            save_file(tensors, temporary)
+            bundle.write_tensors(temporary, tensors)
     distributed.from_leader(None, place)  # the others wait for the file
     return TensorClips(load_file(path))
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+
+from tasks.checkout import edit_params
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -40,16 +41,7 @@ def project(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder / name)
-    yaml = YAML()
-    values = yaml.load((folder / "params.yaml").read_text())
-    for key, value in SMALL.items():
-        *way, last = key.split(".")
-        section = values
-        for step in way:
-            section = section[step]
-        section[last] = value
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(values, file)
+    edit_params(folder / "params.yaml", SMALL, {})
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     subprocess.run(["git", "add", "--all"], cwd=folder, check=True)

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from models.family import InputError
+from tasks.bundle import write_tensors
 from tasks.engine import distributed
 from tasks.storage import atomic_folder
 
@@ -70,10 +70,7 @@ def write(work: Path, name: Name, step: int, weights: Mapping[str, Tensor], stat
     with atomic_folder(work / target) as folder:
         rest = io.BytesIO()
         torch.save(dict(state), rest)
-        # Written by Python and not by these libraries, so that a full disk is an OSError.
-        (folder / "weights.safetensors").write_bytes(
-            to_bytes({key: value.contiguous() for key, value in weights.items()})
-        )
+        write_tensors(folder / "weights.safetensors", weights)
         (folder / "state.pt").write_bytes(rest.getvalue())
         for path in folder.iterdir():
             _flush(path)

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 import models
+from tasks.checkout import edit_params
 from tasks.engine import loop
 from tests.tasks import stage_process
 
@@ -44,17 +44,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose phases have all been trained without interruption."""
     project = tmp_path_factory.mktemp("whole") / "project"
     project.mkdir()
-    yaml = YAML()
-    values = yaml.load((ROOT / "params.yaml").read_text())
+    shutil.copy(ROOT / "params.yaml", project)
     for family in models.names():
-        for key, value in shrink(family).items():
-            *way, last = key.split(".")
-            section = values
-            for step in way:
-                section = section[step]
-            section[last] = value
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(values, file)
+        edit_params(project / "params.yaml", shrink(family), {})
     stages = [(stage, "sounds") for stage in ("download", "subset", "clean", "stores")]
     for stage, *arguments in [*stages, *(("train", *names) for names in PHASES)]:
         outcome = stage_process.run(project, stage, *arguments)
