@@ -46,11 +46,11 @@ def mask_sound(noise: Tensor, grid: tuple[int, int], ratio: float, mode: SoundMo
     if mode == "random":
         return keep_lowest(noise, count)
     field = noise.view(-1, *grid)
-    time, pitch = field[:, :, :1].expand_as(field), field[:, :1, :].expand_as(field)
+    # Whole columns go by rank, not by noise: two of nearly the same noise must not be hidden in halves.
     if mode == "time":
-        score = time + 1e-4 * field
+        score = _rank(field[:, :, 0])[:, :, None] + field / 2
     elif mode == "freq":
-        score = pitch + 1e-4 * field
+        score = _rank(field[:, 0, :])[:, None, :] + field / 2
     else:
         hidden = (_rank(field[:, :, 0]) >= num_visible(grid[0], 0.7 * ratio))[:, :, None]
         hidden = hidden | (_rank(field[:, 0, :]) >= num_visible(grid[1], 0.7 * ratio))[:, None, :]

@@ -1,4 +1,4 @@
-"""Small real media files, made once a session."""
+"""The seed every test starts from, and small real media files, made once a session."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test draws the same numbers each time."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
