@@ -151,7 +151,7 @@ def one_stage(stage: str, folder: str, force: bool, parent: str) -> State[Any]:
                 _stop_with(parent, site.stop)
         except (TerminationSignal, KeyboardInterrupt):
             site.stop.set()
-            future.wait()
+        future.wait()  # only this brings the future its final state
         return future.state
 
 

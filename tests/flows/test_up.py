@@ -127,7 +127,6 @@ def running(toy: Any) -> Iterator[Running]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.xfail(strict=True, reason="the run on pool gpu fails on a machine without one; found, not yet understood")
 def test_runs_from_the_interface(running: Running) -> None:
     toy = running.toy
     assert httpx.get(running.mlflow).status_code == 200
