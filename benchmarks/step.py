@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
+from models.embed import take
 from models.family import Batch, Facts
 from models.losses import reconstruction
 from models.masking import mask_sound, mask_video
@@ -88,23 +89,23 @@ def build_batch(config: PretrainConfig, clips: int) -> Batch:
 def undropped(module: Pretrain, batch: Batch) -> Tensor:
     """The loss of `module` with masked places kept in the encoder, each as the same learned vector (the stem's bias)."""
     config, model = module.config, module.config.model
-    masks = {
-        "video": mask_video(batch["video_noise"], video_grid(model), config.mask_ratio, config.video_mask_mode)[1],
-        "audio": mask_sound(batch["audio_noise"], sound_grid(model), config.audio_mask_ratio, config.audio_mask_mode)[
-            1
-        ],
+    video, audio = batch["video_noise"], batch["audio_noise"]
+    splits = {
+        "video": mask_video(video, video_grid(model), config.mask_ratio, config.video_mask_mode),
+        "audio": mask_sound(audio, sound_grid(model), config.audio_mask_ratio, config.audio_mask_mode),
     }
     patches = {
         "video": module.video_encoder.patches(batch["frames"]),
         "audio": module.audio_encoder.patches(batch["wave"], batch["wave_length"]),
     }
     losses = []
-    for name, masked in masks.items():
-        tokens = getattr(module, f"{name}_encoder")(patches[name] * ~masked[:, :, None])
+    for name, (_, hidden) in splits.items():
+        visible = torch.ones_like(batch[f"{name}_noise"]).scatter(1, hidden, 0)
+        tokens = getattr(module, f"{name}_encoder")(patches[name] * visible[:, :, None])
         decoder: Decoder = getattr(module, f"{name}_decoder")
-        everywhere = torch.arange(masked.shape[1]).expand_as(masked)
-        predicted = decoder(module.backbone(tokens, name), everywhere)
-        losses.append(reconstruction(predicted, patches[name], masked, config.norm_pix_loss).mean())
+        everywhere = torch.arange(visible.shape[1]).expand_as(visible)
+        predicted = decoder(module.backbone(tokens, name), everywhere, hidden)
+        losses.append(reconstruction(predicted, take(patches[name], hidden), config.norm_pix_loss).mean())
     return torch.stack(losses).sum()
 
 
@@ -124,7 +125,9 @@ def build_videomae(config: PretrainConfig, batch: Batch) -> Step:
         )
     ).train()
     pixels = batch["frames"].float() / 127.5 - 1
-    masked = mask_video(batch["video_noise"], video_grid(model), config.mask_ratio, config.video_mask_mode)[1]
+    noise = batch["video_noise"]
+    hidden = mask_video(noise, video_grid(model), config.mask_ratio, config.video_mask_mode)[1]
+    masked = torch.zeros_like(noise, dtype=torch.bool).scatter(1, hidden, True)
     return lambda: peer(pixels, bool_masked_pos=masked).loss
 
 

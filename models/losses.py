@@ -11,8 +11,8 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
 
-def reconstruction(predicted: Tensor, patches: Tensor, masked: Tensor, norm_pix: bool) -> Tensor:
-    """(B,) mean squared error over the masked patches of each clip; predicted and patches (B, N, P), masked (B, N).
+def reconstruction(predicted: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
+    """(B,) mean squared error of each clip over its masked patches; predicted and patches (B, M, P).
 
     norm_pix: each target patch is (p - mean) / sqrt(var + 1e-6), var unbiased (MAE, He et al. 2022, eq. in §3).
     """
@@ -20,8 +20,7 @@ def reconstruction(predicted: Tensor, patches: Tensor, masked: Tensor, norm_pix:
     if norm_pix:
         variance, mean = torch.var_mean(target, -1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
-    error = (predicted.float() - target).square().mean(-1)
-    return (error * masked).sum(1) / masked.sum(1)
+    return (predicted.float() - target).square().mean((1, 2))
 
 
 def info_nce(first: Tensor, second: Tensor, valid: Tensor, temperature: Tensor | float) -> Tensor:

@@ -16,35 +16,34 @@ def num_visible(num: int, ratio: float) -> int:
     return max(1, round(num * (1 - ratio)))
 
 
-def keep_lowest(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(B, N) scores -> places (B, count) of the lowest ones in ascending order, and (B, N) bool of the others."""
-    keep = score.argsort(1)[:, :count].sort(1).values
-    masked = torch.ones_like(score, dtype=torch.bool).scatter(1, keep, False)
-    return keep, masked
+def split_lowest(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(B, N) scores -> places of the `count` lowest (B, count) and of the others (B, N - count), both ascending."""
+    order = score.argsort(1)
+    return order[:, :count].sort(1).values, order[:, count:].sort(1).values
 
 
 def mask_video(noise: Tensor, grid: tuple[int, int, int], ratio: float, mode: VideoMode) -> tuple[Tensor, Tensor]:
-    """Places kept and the mask for (B, N) noise over a grid (time, rows, columns); N is their product.
+    """Places kept (B, K) and hidden (B, N - K) for (B, N) noise over a grid (time, rows, columns); N is their product.
 
     tube: the same places in every slice of time (VideoMAE, Tong et al. 2022), so that motion gives nothing away.
     """
     if mode == "random":
-        return keep_lowest(noise, num_visible(noise.shape[1], ratio))
+        return split_lowest(noise, num_visible(noise.shape[1], ratio))
     time, places = grid[0], grid[1] * grid[2]
-    keep, masked = keep_lowest(noise[:, :places], num_visible(places, ratio))
-    starts = torch.arange(time, device=noise.device) * places
-    return (starts[None, :, None] + keep[:, None]).flatten(1), masked.repeat(1, time)
+    keep, hidden = split_lowest(noise[:, :places], num_visible(places, ratio))
+    starts = torch.arange(time, device=noise.device)[None, :, None] * places
+    return (starts + keep[:, None]).flatten(1), (starts + hidden[:, None]).flatten(1)
 
 
 def mask_sound(noise: Tensor, grid: tuple[int, int], ratio: float, mode: SoundMode) -> tuple[Tensor, Tensor]:
-    """Places kept and the mask for (B, N) noise over a grid (time, pitch).
+    """Places kept (B, K) and hidden (B, N - K) for (B, N) noise over a grid (time, pitch).
 
     time, freq: whole columns or rows, one of them in part where the count asks for it. tf: 0.7 · ratio of both axes, then
     single places up to the exact count (AudioMAE, Huang et al. 2022).
     """
     count = num_visible(noise.shape[1], ratio)
     if mode == "random":
-        return keep_lowest(noise, count)
+        return split_lowest(noise, count)
     field = noise.view(-1, *grid)
     # Whole columns go by rank, not by noise: two of nearly the same noise must not be hidden in halves.
     if mode == "time":
@@ -55,7 +54,7 @@ def mask_sound(noise: Tensor, grid: tuple[int, int], ratio: float, mode: SoundMo
         hidden = (_rank(field[:, :, 0]) >= num_visible(grid[0], 0.7 * ratio))[:, :, None]
         hidden = hidden | (_rank(field[:, 0, :]) >= num_visible(grid[1], 0.7 * ratio))[:, None, :]
         score = field + hidden
-    return keep_lowest(score.flatten(1), count)
+    return split_lowest(score.flatten(1), count)
 
 
 def _rank(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import Block
-from models.embed import MaskToken, sincos, sincos_grid
+from models.embed import MaskToken, sincos, sincos_grid, take
 from models.family import Batch, Facts
 from models.losses import gather_rows, has_collapsed, info_nce, reconstruction
 from models.masking import mask_sound, mask_video
@@ -38,7 +38,7 @@ def features(trunk: Trunk, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class Decoder(nn.Module):
-    """Predicts all patches of one modality from the visible tokens (MAE, He et al. 2022)."""
+    """Predicts the hidden patches of one modality from the visible tokens (MAE, He et al. 2022)."""
 
     positions: Tensor
 
@@ -51,12 +51,12 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(config.dec_dim, 1e-6)
         self.leave = nn.Linear(config.dec_dim, patch_dim)
 
-    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """(B, K, D) from places `keep` (B, K) -> (B, N, P)."""
+    def forward(self, tokens: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
+        """(B, K, D) from places `keep` (B, K) -> (B, M, P) of the places `hidden` (B, M)."""
         x = self.mask(self.enter(tokens), keep, self.positions.shape[1]) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.leave(self.norm(x))
+        return self.leave(self.norm(take(x, hidden)))
 
 
 class Pretrain(Trunk):
@@ -83,22 +83,22 @@ class Pretrain(Trunk):
         """(B,) error of the masked patches of the picture, 0 where there is none."""
         config = self.config
         patches = self.video_encoder.patches(batch["frames"])
-        keep, masked = mask_video(
+        keep, hidden = mask_video(
             batch["video_noise"], video_grid(config.model), config.mask_ratio, config.video_mask_mode
         )
         seen = self.backbone(self.video_encoder(patches, keep), "video")
-        error = reconstruction(self.video_decoder(seen, keep), patches, masked, config.norm_pix_loss)
+        error = reconstruction(self.video_decoder(seen, keep, hidden), take(patches, hidden), config.norm_pix_loss)
         return error * batch["has_video"]
 
     def audio_loss(self, batch: Batch) -> Tensor:
         """(B,) error of the masked patches of the sound, 0 where there is none."""
         config = self.config
         patches = self.audio_encoder.patches(batch["wave"], batch["wave_length"], batch.get("bands"))
-        keep, masked = mask_sound(
+        keep, hidden = mask_sound(
             batch["audio_noise"], sound_grid(config.model), config.audio_mask_ratio, config.audio_mask_mode
         )
         heard = self.backbone(self.audio_encoder(patches, keep), "audio")
-        error = reconstruction(self.audio_decoder(heard, keep), patches, masked, config.norm_pix_loss)
+        error = reconstruction(self.audio_decoder(heard, keep, hidden), take(patches, hidden), config.norm_pix_loss)
         return error * batch["has_audio"]
 
     def forward(self, batch: Batch) -> Batch:
