@@ -30,7 +30,8 @@ def build_optimizer(module: nn.Module, lr: float, weight_decay: float, beta2: fl
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, beta2))
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)  # unfused: a call per tensor on a CPU
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
