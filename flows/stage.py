@@ -170,8 +170,7 @@ def reproduce(
     stage: str, site: Site, placement: Placement, held: slots.Slots, emit: Callable[[str], None]
 ) -> dvc_process.Result:
     """Run the stage, again after a growing pause where networks, stores or a killed process made it fail."""
-    processes = max(1, placement.devices)
-    environment = {**held.environment(processes), "PREFECT__FLOW_RUN_ID": site.flow_run_id}
+    environment = {**held.environment(), "PREFECT__FLOW_RUN_ID": site.flow_run_id}
     environment["DUET_HOME"] = str(site.project)
     log = site.logs / f"{stage.replace('/', '-')}.log"
     for attempt in range(placement.retries + 1):

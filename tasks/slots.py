@@ -26,10 +26,11 @@ class Slots:
     devices: list[str]
     descriptors: list[int]
 
-    def environment(self, processes: int) -> dict[str, str]:
-        """What the stage's command must know: its devices, and how many processes to train in."""
-        env = {"DUET_PROCESSES": str(processes)}
-        return env if self.devices == [CPU] else env | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)}
+    def environment(self) -> dict[str, str]:
+        """What the stage's command must know: its GPUs, none included, and to train in a process for each."""
+        if self.devices == [CPU]:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices), "DUET_PROCESSES": str(max(1, len(self.devices)))}
 
 
 def devices() -> list[str]:

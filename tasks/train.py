@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("family", choices=models.names())
     parser.add_argument("phase")
     given = parser.parse_args()
+    distributed.spread("tasks.train")
     job = read_job(given.family, given.phase)
     data = storage.DATA / job.dataset
     inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]

@@ -1,11 +1,13 @@
 """One process or many: where this one stands, how the module is wrapped, and what is gathered from all of them.
 
-Launched by torchrun there are WORLD_SIZE processes; started plainly there is one and no process group at all.
+Launched by torchrun there are WORLD_SIZE processes; started plainly there is one and no process group at all, unless
+DUET_PROCESSES asks for several on this machine.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,14 @@ class Place:
     def leader(self) -> bool:
         """The one process that prints and writes."""
         return self.rank == 0
+
+
+def spread(module: str) -> None:
+    """Where DUET_PROCESSES is above 1 and torchrun has not started this process: become torchrun, running `module`."""
+    count = os.environ.get("DUET_PROCESSES", "1")
+    if count != "1" and "WORLD_SIZE" not in os.environ:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+        os.execv(sys.executable, [*torchrun, "-m", module, *sys.argv[1:]])
 
 
 @contextmanager

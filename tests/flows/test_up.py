@@ -22,7 +22,7 @@ from models.family import InputError
 ROOT = Path(__file__).parents[2]
 GPU = """
   hard:
-    cmd: echo ${first.value} on $CUDA_VISIBLE_DEVICES in $DUET_PROCESSES > hard.txt
+    cmd: echo ${first.value} > hard.txt
     deps: [first.txt]
     outs: [hard.txt]
 """

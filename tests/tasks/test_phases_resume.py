@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import models
 from tasks.checkout import edit_params
@@ -79,3 +82,20 @@ def test_killed_at_three_random_steps(trained: Path, tmp_path: Path, family: str
         assert not (project / out).exists(), "a killed run leaves no bundle"
     assert stage_process.run(project, "train", family, phase).code == 0
     assert stage_process.contents(project / out) == stage_process.contents(trained / out)
+
+
+def ask_for_two() -> None:
+    os.environ["DUET_PROCESSES"] = "2"
+
+
+def test_as_many_processes_as_asked_for_end_where_one_does(trained: Path, tmp_path: Path) -> None:
+    family, phase = PHASES[0]
+    project, out = tmp_path / "project", Path("artifacts") / family / phase
+    shutil.copytree(trained, project)
+    shutil.rmtree(project / out)
+    outcome = stage_process.run(project, "train", family, phase, prepare=ask_for_two)
+    assert outcome.code == 0, outcome.errors
+    ours, theirs = (load_file(place / out / "weights.safetensors") for place in (project, trained))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=0)
+    assert json.loads((project / out / "bundle.json").read_text())["step"] > 0
