@@ -157,7 +157,7 @@ class Results:
     """What a family says of itself on the test split."""
 
     metrics: dict[str, float]  # finite: what these clips do not tell is left out, and the note of a table says so
-    tables: dict[str, Table]
+    tables: dict[str, Table]  # `predictions` with a row a clip is one: it begins with `clip` and `group`
     examples: list[Example]
 
 
@@ -169,3 +169,6 @@ class Family:
     phases: dict[str, Phase]
     labels: Callable[[Sequence[Mapping[str, Any]]], dict[str, list[str]]]  # train annotations -> label maps
     evaluate: Callable[[Evaluation], Results]
+    # The metric that ranks versions, higher is better, and how the table `predictions` of Results tells it: that table
+    # -> the statistic that models.metrics.bootstrap resamples.
+    headline: tuple[str, Callable[[pd.DataFrame], Callable[[np.ndarray], np.ndarray]]]

@@ -130,8 +130,8 @@ def main() -> None:
         run.log({f"test/{name}": value for name, value in results.metrics.items()})
         for path in sorted(path for path in out.rglob("*") if path.is_file()):
             run.artifact(path, "/".join(path.relative_to(out).parent.parts))
-    headline = next(iter(results.metrics.items()))
-    say(f"{stage}: test {headline[0]} {headline[1]:.4f}; the report is {out / 'report.html'}")
+    metric = scored.family.headline[0]
+    say(f"{stage}: test {metric} {results.metrics[metric]:.4f}; the report is {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -94,4 +94,5 @@ FAMILY = Family(
     },
     labels=data.labels,
     evaluate=evaluation.evaluate,
+    headline=("top1", evaluation.top1),
 )

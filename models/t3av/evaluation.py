@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,11 @@ def evaluate(run: Evaluation) -> Results:
         "predictions": _predictions(both, truth, labels, clips),
     }
     return Results(values, tables, _examples(both, truth, labels, clips))
+
+
+def top1(predictions: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+    """Top-1 accuracy out of the table `predictions`, as a statistic for models.metrics.bootstrap."""
+    return metrics.weighted_mean((predictions["truth"] == predictions["prediction_1"]).to_numpy())
 
 
 def _probabilities(run: Evaluation, drop: str) -> np.ndarray:

@@ -120,6 +120,15 @@ def test_scores_are_those_of_the_listed_predictions(evaluated: dict[str, float])
     assert each["support"].tolist() == [truth.tolist().count(name) for name in names]
 
 
+def test_the_headline_is_told_by_the_predictions(evaluated: dict[str, float]) -> None:
+    name, statistic = models.load("t3av").headline
+    table = pd.read_csv(OUT / "predictions.csv")
+    assert table.columns[:2].tolist() == ["clip", "group"]
+    assert statistic(table)(np.ones((1, TEST)))[0] == pytest.approx(evaluated[name], abs=1e-6)
+    alone = statistic(table)(np.eye(TEST))
+    assert statistic(table)(np.array([[3.0, 1.0, *[0.0] * (TEST - 2)]]))[0] == (3 * alone[0] + alone[1]) / 4
+
+
 def test_a_hidden_modality_is_a_missing_one(evaluated: dict[str, float]) -> None:
     """Hiding sound in the batch equals a clip without sound; and so for pictures."""
     assert evaluated["audio_top1"] == pytest.approx(np.mean(hits(hide="video")), abs=1e-6)
