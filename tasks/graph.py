@@ -10,8 +10,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 LOCK = Path("dvc.lock")
-# What decides a result. dvc.lock itself changes with every stage that runs and says nothing about edited code.
-CODE = ("models", "tasks", "flows", "params.yaml", "dvc.yaml", "requirements.lock")
+# The code that decides a result. What else does, params.yaml and dvc.lock, each version keeps: a run with other params
+# works in a checkout of a commit that does not hold them.
+CODE = ("models", "tasks", "flows", "dvc.yaml", "requirements.lock")
 
 
 def stages(lock: Path = LOCK) -> dict[str, dict[str, Any]]:
@@ -45,7 +46,7 @@ def commit() -> str:
 
 
 def dirty() -> bool:
-    """Whether code or params differ from the commit, new files included."""
+    """Whether code differs from the commit, new files included."""
     return bool(_git("status", "--porcelain", "--", *CODE))
 
 

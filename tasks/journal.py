@@ -154,7 +154,12 @@ def _text(value: Any) -> str:
 
 def _tags(stage: str, inputs: Iterable[Path | str]) -> dict[str, str]:
     tags = {"stage": stage, "git.commit": graph.commit(), "git.dirty": str(graph.dirty()).lower()}
-    tags |= {f"dvc.dep.{path}": md5 for path, md5 in graph.out_hashes(inputs).items()}
+    return tags | {f"dvc.dep.{path}": md5 for path, md5 in graph.out_hashes(inputs).items()} | flow_tags()
+
+
+def flow_tags() -> dict[str, str]:
+    """Which flow run of Prefect this process works for, and its page; none outside one."""
+    tags = {}
     if flow_run := os.environ.get("PREFECT__FLOW_RUN_ID"):
         tags["prefect.flow_run_id"] = flow_run
         page = os.environ.get("PREFECT_UI_URL") or os.environ.get("PREFECT_API_URL", "").removesuffix("/api")

@@ -16,7 +16,7 @@ import pandas as pd
 
 import models
 from models.family import InputError
-from tasks import bundle, command, graph, journal, storage, tracking
+from tasks import bundle, command, graph, journal, params, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
 from tasks.predict import Predictor, table
@@ -95,6 +95,7 @@ def _submission(
         "duet.train_run": tracking.find_run(identity["duet.sha256"]) or "unknown: trained elsewhere",
         "git.commit": graph.commit(),
         "git.dirty": str(graph.dirty()).lower(),
+        **journal.flow_tags(),
         **{f"dvc.dep.{path}": md5 for path, md5 in graph.out_hashes([clean]).items()},
         **{
             f"dvc.{side[:-1]}.{path}": md5 for side, items in graph.hashes(stage).items() for path, md5 in items.items()
@@ -108,6 +109,7 @@ def _submission(
         params=json.loads((checkpoint / "bundle.json").read_text()),
         metrics={f"test/{key}": value for key, value in metrics.items()},
         evaluation=evaluation,
+        sources=[path for path in (params.PARAMS, graph.LOCK) if path.is_file()],
         tags=journal.redact(tags),
         bundle=checkpoint,
         code=Path(__file__).with_name("serving.py"),

@@ -37,6 +37,7 @@ __all__ = [
     "set_alias",
 ]
 
+EVALUATION, SOURCE = "evaluation", "source"  # folders of a version's run: how it was judged, what it was made from
 LINGER = 60.0  # seconds without work before the delivering process ends: the next stage finds MLflow loaded
 SENT = "sent.json"  # beside a journal: MLflow's run id and how many bytes of the journal it has
 
@@ -92,6 +93,7 @@ class Submission:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]  # named after their split: test/top1
     evaluation: Path  # the folder with report, plots and predictions that the version was judged by
+    sources: Sequence[Path]  # params.yaml and dvc.lock: with the commit, all that it was made from
     tags: Mapping[str, str]
     bundle: Path
     code: Path  # the file that MLflow executes to serve the version
@@ -134,7 +136,9 @@ def _log_values(store: MlflowClient, run_id: str, submission: Submission) -> Non
     now = time.time_ns() // 1_000_000
     _log_metrics(store, run_id, [Metric(_name(key), value, now, 0) for key, value in submission.metrics.items()])
     _log_params(store, run_id, params_of(submission.params))
-    store.log_artifacts(run_id, str(submission.evaluation), "evaluation")
+    store.log_artifacts(run_id, str(submission.evaluation), EVALUATION)
+    for path in submission.sources:
+        store.log_text(run_id, redact({"text": path.read_text()})["text"], f"{SOURCE}/{path.name}")
 
 
 def _log_model(run_id: str, submission: Submission) -> str:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
 from models.family import InputError
-from tasks import tracking
+from tasks import graph, tracking
 from tasks.journal import redact
-
-EVALUATION = "evaluation"  # folder of the run's artifacts with what `evaluate` left
+from tasks.tracking import EVALUATION, SOURCE
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,9 @@ def predictions(version: Version) -> pd.DataFrame:
         # Texts stay as they are: a class may be called "None", a clip "007".
         table = pd.read_csv(path, dtype={"clip": str, "group": str}, keep_default_na=False)
     return table.sort_values("clip", ignore_index=True)
+
+
+def lock(version: Version) -> dict[str, dict[str, Any]]:
+    """Stage -> its entry in the dvc.lock that the version was made by."""
+    with kept(version, SOURCE) as folder:
+        return graph.stages(folder / graph.LOCK)

@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.promote import promote
-from tasks import tracking, versions
+from tasks import tracking
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         rows = [f"{i},{i},wind,{rain_or_wind(i, wrong)}" for i in range(100)]
         (tmp_path / "predictions.csv").write_text("\n".join(["clip,group,truth,prediction_1", *rows]))
         run = client.create_run(tracking.experiment(client, "t3av")).info.run_id
-        client.log_artifact(run, str(tmp_path / "predictions.csv"), versions.EVALUATION)
+        client.log_artifact(run, str(tmp_path / "predictions.csv"), tracking.EVALUATION)
         client.create_model_version("duet-t3av", "x", run, {"duet.evaluation_data": "d"})
     tracking.set_alias("duet-t3av", "champion", 1)
     tracking.set_alias("duet-t3av", "candidate", 2)

@@ -45,7 +45,7 @@ def add(store: MlflowClient, tmp_path: Path) -> Add:
         table = pd.DataFrame(rows | {"prediction_1": np.where(right, "None", "rain"), "score_1": 0.5})
         table.sample(frac=1, random_state=len(right)).to_csv(tmp_path / "predictions.csv", index=False)
         run = store.create_run(tracking.experiment(store, "t3av")).info.run_id
-        store.log_artifact(run, str(tmp_path / "predictions.csv"), versions.EVALUATION)
+        store.log_artifact(run, str(tmp_path / "predictions.csv"), tracking.EVALUATION)
         tags = {"duet.evaluation_data": data}
         number = int(store.create_model_version("duet-t3av", f"runs:/{run}/model", run, tags).version)
         tracking.set_alias("duet-t3av", "candidate", number)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from models.family import InputError
-from tasks import bundle, journal, predict, register, storage, summary, tracking
+from tasks import bundle, graph, journal, predict, register, storage, summary, tracking, versions
 from tasks.data import manifest
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def project(
     write_metrics(METRICS)
     lock = "stages: {clean@sounds: {cmd: x, outs: [{path: data/sounds/clean, md5: abc.dir}]}}\n"
     Path("dvc.lock").write_text(lock)
+    Path("params.yaml").write_text("download: {sounds: {source: https://me:hidden@host/clips}}\n")
     return tmp_path
 
 
@@ -65,7 +66,7 @@ def run_register() -> dict:
     return json.loads((OUT / "version.json").read_text())
 
 
-def versions(store: MlflowClient) -> list[int]:
+def numbers(store: MlflowClient) -> list[int]:
     return sorted(int(version.version) for version in store.search_model_versions("name = 'duet-t3av'"))
 
 
@@ -89,11 +90,14 @@ def test_versions_come_and_stay(project: Path, write_bundle: Write) -> None:
         kept = Path(store.download_artifacts(version.run_id, f"evaluation/{name}", str(project)))
         assert kept.read_text() == text
     assert store.get_run(version.run_id).info.status == "FINISHED"
+    assert versions.lock(versions.find("models:/duet-t3av/1")) == graph.stages()
+    source = Path(store.download_artifacts(version.run_id, "source/params.yaml", str(project))).read_text()
+    assert source == "download: {sounds: {source: https://***@host/clips}}\n"
 
     written = (OUT / "version.json").read_bytes()
     assert run_register() == first  # the same again makes nothing new
     assert (OUT / "version.json").read_bytes() == written
-    assert versions(store) == [1]
+    assert numbers(store) == [1]
 
     write_metrics(METRICS | {"top1": 0.5})  # another evaluation of the same weights
     assert run_register()["version"] == 2
@@ -133,7 +137,7 @@ def test_a_failure_leaves_nothing_behind(project: Path, monkeypatch: pytest.Monk
     store = tracking.client()
     experiment = store.get_experiment_by_name("t3av")
     assert experiment is not None
-    assert versions(store) == []
+    assert numbers(store) == []
     assert store.search_registered_models() == []
     assert list(store.search_logged_models([experiment.experiment_id])) == []
     assert list(store.search_runs([experiment.experiment_id])) == []
