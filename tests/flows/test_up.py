@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +11,8 @@ import pytest
 
 from flows import up
 from models.family import InputError
+from tests.flows.servers import Running
 
-ROOT = Path(__file__).parents[2]
 GPU = """
   hard:
     cmd: echo ${first.value} > hard.txt
@@ -50,63 +43,6 @@ def test_other_hosts_need_passwords(host: str, monkeypatch: pytest.MonkeyPatch) 
 def test_loopback_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     assert not up.check(up.Settings("127.0.0.1", 4200, 5000))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Running:
-    def __init__(self, toy: Any) -> None:
-        self.toy = toy
-        ports = [free_port(), free_port()]
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
-        line = [sys.executable, "-m", "flows.up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.process: Any = subprocess.Popen(line, cwd=ROOT, env=env, **pipes)
-        lines = []
-        while not any("Ctrl-C stops" in line for line in lines):
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], "".join(lines)
-        self.mlflow = f"http://127.0.0.1:{ports[1]}"
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}/api", timeout=30)
-        self.descendants = psutil.Process(self.process.pid).children(recursive=True)
-
-    def post(self, path: str, **body: Any) -> Any:
-        answer = self.api.post(path, json=body)
-        answer.raise_for_status()
-        return answer.json()
-
-    def trigger(self, name: str, **parameters: Any) -> str:
-        deployment = self.api.get(f"/deployments/name/{name}").json()["id"]
-        return self.post(f"/deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
-
-    def state(self, run: str) -> dict[str, Any]:
-        return self.api.get(f"/flow_runs/{run}").json()["state"]
-
-    def wait(self, run: str, seconds: float = 400) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while (state := self.state(run))["type"] not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
-            assert time.monotonic() < deadline, f"still {state}"
-            time.sleep(0.5)
-        return state
-
-    def tasks(self, run: str) -> dict[str, str]:
-        found = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
-        return {task["name"]: task["state_name"] for task in found}
-
-    def log(self, run: str) -> str:
-        logs = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC")
-        return "\n".join(line["message"] for line in logs)
-
-    def stop(self) -> None:
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGINT)
-        out, _ = self.process.communicate(timeout=240)
-        assert "nothing is left running" in out
-        assert not [process for process in below if process.is_running()]
 
 
 @pytest.fixture
