@@ -38,7 +38,8 @@ check_out() {
   echo "code: $commit of ${DUET_REPO##*/}"
 }
 
-# The store that workers exchange results through, in .dvc/config.local, which git ignores.
+# The store that workers exchange results through, in .dvc/config.local, which git ignores. Outputs go there and
+# experiments to DUET_REPO as soon as they are made, because nobody else can reach this folder.
 set_remote() {
   dvc remote add --quiet --local --force --default store "$DUET_REMOTE"
   if [[ -z "${AWS_ENDPOINT_URL:-}" ]]; then
@@ -46,6 +47,8 @@ set_remote() {
   elif [[ "$DUET_REMOTE" == s3://* ]]; then
     dvc remote modify --quiet --local store endpointurl "$AWS_ENDPOINT_URL"
   fi
+  dvc config --quiet --local exp.auto_push true
+  dvc config --quiet --local exp.git_remote origin
 }
 
 start_worker() {

@@ -85,10 +85,12 @@ def run_graph(request: Request) -> State[Any]:
             site = Site(
                 project,
                 folder,
+                experiment=folder.name,
                 flow_run_id=str(flow_run.get_id()),
                 pool=_pool(),
                 force=forced,
                 pull=checkout.has_remote(project),
+                push=checkout.shares(project),
                 room=BoundedSemaphore(settings.max_parallel),
             )
             state = _run_stages(chosen, needs, may_change, settings, site)
@@ -180,11 +182,19 @@ def _pool() -> str | None:
 
 
 def _save(site: Site, message: str) -> None:
-    commit = checkout.save_experiment(site.project, site.folder, site.folder.name, message)
-    if commit:
-        get_run_logger().info("Experiment %s (%s): see `dvc exp show`", site.folder.name, commit[:7])
-    else:
-        get_run_logger().info("Nothing differs from HEAD, so there is no experiment to keep")
+    name, logger = site.experiment, get_run_logger()
+    commit = checkout.save_experiment(site.project, site.folder, name, message)
+    if not commit:
+        logger.info("Nothing differs from HEAD, so there is no experiment to keep")
+        return
+    logger.info("Experiment %s (%s): see `dvc exp show`", name, commit[:7])
+    if site.push:
+        try:
+            checkout.push_experiment(site.project, name)
+        except InputError as error:
+            logger.warning("Experiment %s stays on this machine: %s", name, error)
+        else:
+            logger.info("On another machine: `dvc exp pull origin %s`", name)
 
 
 def _run_name() -> str:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore, Event
 from typing import Any
@@ -30,7 +30,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException, TerminationSign
 from prefect.futures import wait
 from prefect.states import Cancelled, Cancelling, Completed, Failed
 
-from flows import orchestration
+from flows import machines, orchestration
 from flows.orchestration import Placement
 from models.family import InputError
 from tasks import checkout, dvc_process, graph, run_links, slots
@@ -48,10 +48,12 @@ class Site:
 
     project: Path
     folder: Path  # the checkout: the project itself, or a worktree of it
+    experiment: str  # under which the run is kept
     flow_run_id: str
     pool: str | None  # the work pool of the flow run; None outside one: then every stage runs here
     force: frozenset[str]
     pull: bool  # a DVC remote is configured
+    push: bool  # and what is made goes there
     stop: Event = field(default_factory=Event)
     room: BoundedSemaphore = field(default_factory=BoundedSemaphore)  # stages at once
 
@@ -108,8 +110,10 @@ def run_here(stage: str, site: Site, placement: Placement) -> State[Any]:
 
 
 def run_elsewhere(stage: str, site: Site, pool: str) -> State[Any]:
-    """Have a worker of another pool run the stage in the same checkout; its flow run ends when this one is stopped."""
+    """Have a worker of another pool run the stage; its flow run ends when this one is stopped."""
     request = {"stage": stage, "folder": str(site.folder), "force": stage in site.force, "parent": site.flow_run_id}
+    if site.push:
+        request["origin"] = asdict(machines.describe(site.project, site.folder))
     try:
         run: Any = run_deployment(f"stage/{pool}", parameters=request, timeout=0, flow_run_name=stage)
     except ObjectNotFound:
@@ -123,6 +127,7 @@ def run_elsewhere(stage: str, site: Site, pool: str) -> State[Any]:
                 asked = True
                 time.sleep(1)
     if state.is_completed():
+        machines.take_back(stage, site.folder, run.id)
         return Completed(name=state.name, message=state.message)
     if state.is_cancelled() or site.stop.is_set():
         raise Stopped
@@ -130,29 +135,33 @@ def run_elsewhere(stage: str, site: Site, pool: str) -> State[Any]:
 
 
 @flow(name="stage", flow_run_name="{stage}", persist_result=False)
-def one_stage(stage: str, folder: str, force: bool, parent: str) -> State[Any]:
+def one_stage(stage: str, folder: str, force: bool, parent: str, origin: machines.Origin | None = None) -> State[Any]:
     """One stage of another flow run, on a worker of the pool that the stage needs.
 
     Args:
         stage: name in dvc.yaml
-        folder: the checkout of the run, on this machine too
+        folder: the checkout of the run
         force: run it even where nothing changed
         parent: the flow run it belongs to; when that ends, so does this
+        origin: how to make a checkout like that one where this worker is on another machine
     """
-    if not (Path(folder) / "dvc.yaml").exists():
-        return Failed(message=f"{folder} is not on this machine; this pool needs a worker where the checkout lies")
-    forced = frozenset([stage]) if force else frozenset()
-    project = orchestration.project()
-    site = Site(project, Path(folder), parent, None, forced, checkout.has_remote(project))
-    with chdir(project):
-        future = run_stage.submit(stage, site, orchestration.load(site.folder).of(stage), True)
-        try:
-            while wait([future], timeout=5).not_done:
-                _stop_with(parent, site.stop)
-        except (TerminationSignal, KeyboardInterrupt):
-            site.stop.set()
-        future.wait()  # only this brings the future its final state
-        return future.state
+    project, forced = orchestration.project(), frozenset([stage]) if force else frozenset()
+    try:
+        with chdir(project), machines.workplace(project, Path(folder), stage, origin) as place:
+            pull, push = checkout.has_remote(project), checkout.shares(project)
+            site = Site(project, place, Path(folder).name, parent, None, forced, pull, push)
+            future = run_stage.submit(stage, site, orchestration.load(place).of(stage), True)
+            try:
+                while wait([future], timeout=5).not_done:
+                    _stop_with(parent, site.stop)
+            except (TerminationSignal, KeyboardInterrupt):
+                site.stop.set()
+            future.wait()  # only this brings the future its final state
+            if place != Path(folder) and future.state.is_completed():
+                machines.hand_back(stage, project, place)
+            return future.state
+    except InputError as error:
+        return Failed(message=str(error))
 
 
 def _stop_with(parent: str, stop: Event) -> None:
@@ -183,6 +192,7 @@ def reproduce(
                 log=log,
                 force=stage in site.force,
                 pull=site.pull,
+                push=site.push,
                 timeout=placement.timeout,
                 environment=environment,
                 keep=held.descriptors,
@@ -211,8 +221,7 @@ def _show(stage: str, site: Site) -> None:
         address = f"data:image/png;base64,{data}"
         create_image_artifact(address, key=f"{key}-{name}", description=f"{stage}: {picture.stem}")
     for page in (file for file in files if file.name in PAGES):
-        place = page.relative_to(site.folder)
-        name = site.folder.name
+        place, name = page.relative_to(site.folder), site.experiment
         text = f"`{place}` of experiment `{name}`. To open it: `dvc exp apply {name}`."
         create_markdown_artifact(text, key=f"{key}-report", description=f"Report of {stage}")
     if os.environ.get("DUET_TRACKING") != "off":

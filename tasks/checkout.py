@@ -27,8 +27,10 @@ KEEP = 7 * 86400  # seconds that the checkout of a failed run stays, to look at 
 
 
 @contextmanager
-def own(project: Path, name: str, changes: Mapping[str, Any], overlay: Mapping[str, Any]) -> Iterator[Path]:
-    """A checkout of the project's HEAD with its params.yaml changed; one of that name that was kept is used again.
+def own(
+    project: Path, name: str, changes: Mapping[str, Any], overlay: Mapping[str, Any], commit: str = "HEAD"
+) -> Iterator[Path]:
+    """A checkout of a commit with its params.yaml changed; one of that name that was kept is used again.
 
     It stays after the block unless `remove` was called.
     """
@@ -38,7 +40,7 @@ def own(project: Path, name: str, changes: Mapping[str, Any], overlay: Mapping[s
     with locked(project / RUNS / f"{name}.lock"):
         if not (folder / ".git").exists():
             with _alone(project):
-                git(project, "worktree", "add", "--quiet", "--force", "--detach", str(folder), "HEAD")
+                git(project, "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
         _share(project, folder)
         edit_params(folder / "params.yaml", changes, overlay)
         # What dvc.lock knows is linked from the cache; what the cache lacks is pulled or made by its stage.
@@ -117,9 +119,36 @@ def _share(project: Path, folder: Path) -> None:
 
 def has_remote(project: Path) -> bool:
     """Whether the project names a default DVC remote, in its configuration or in that of this machine alone."""
+    return _config(project).has_option("core", "remote")
+
+
+def shares(project: Path) -> bool:
+    """Whether what runs make leaves this machine, as DVC's own `exp.auto_push` says: outputs, and experiments."""
+    return has_remote(project) and _config(project).getboolean("exp", "auto_push", fallback=False)
+
+
+def fetch(project: Path, commit: str) -> None:
+    """Get a commit from git's origin where it is not here yet; InputError when nobody pushed it."""
+    here = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    if subprocess.run(here, cwd=project, capture_output=True, check=False).returncode:
+        try:
+            git(project, "fetch", "--quiet", "origin", commit)
+        except InputError as error:
+            raise InputError(f"commit {commit[:7]} is not on this machine, nor can it be fetched: {error}") from None
+
+
+def push_experiment(project: Path, name: str) -> None:
+    """Send an experiment to the git remote that DVC's `exp.git_remote` names, where `dvc exp pull` finds it."""
+    remote = _config(project).get("exp", "git_remote", fallback="origin")
+    git(
+        project, "push", "--quiet", remote, git(project, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
+    )
+
+
+def _config(project: Path) -> ConfigParser:
     config = ConfigParser(interpolation=None)
     config.read([project / ".dvc/config", project / ".dvc/config.local"])
-    return config.has_option("core", "remote")
+    return config
 
 
 @contextmanager

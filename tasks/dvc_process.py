@@ -20,10 +20,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
+from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from models.family import InputError
 from tasks import graph
+from tasks.storage import atomic_file
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE = 25.0  # seconds from "please end" to SIGKILL: a checkpoint fits, and Prefect kills the flow's process at 30
@@ -197,11 +199,15 @@ def reproduce(
     log: Path,
     force: bool = False,
     pull: bool = False,
+    push: bool = False,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
     keep: Sequence[int] = (),
 ) -> Result:
-    """Bring one stage up to date in a checkout; StageUnlucky where another try may help, else StageFailed."""
+    """Bring one stage up to date in a checkout; StageUnlucky where another try may help, else StageFailed.
+
+    `pull`: what it needs comes from DVC's remote where it is not here; `push`: what it made goes there.
+    """
     before = _lock_entry(folder, stage)
     command = ["dvc", "--wait-for-lock", "repro", "-s", stage]
     command[3:3] = ["--pull", "--allow-missing"] if pull else []
@@ -213,18 +219,37 @@ def reproduce(
         emit(line)
 
     if force and pull:  # `repro --force` does not pull what the stage needs
-        code, tail = run(["dvc", "--wait-for-lock", "pull", "--with-deps", stage], folder, emit, stop, log=log)
-    code, tail = run(command, folder, watch, stop, log=log, timeout=timeout, environment=environment, keep=keep)
-    if code:
-        text = "\n".join(tail)
-        kind = StageUnlucky if _TEMPORARY.search(text) else StageFailed
-        raise kind(f"{stage} failed:\n{text}")
+        run(["dvc", "--wait-for-lock", "pull", "--with-deps", stage], folder, emit, stop, log=log)
+    _expect(stage, run(command, folder, watch, stop, log=log, timeout=timeout, environment=environment, keep=keep))
+    if push:  # also what was there already: the remote may be newer than it
+        _expect(stage, run(["dvc", "--wait-for-lock", "push", "--run-cache", stage], folder, emit, stop, log=log))
     # dvc.lock tells whether the result is another one. A command that ran and made the same bytes, and a result that
     # came out of the run cache, are told apart by DVC's own line.
     if any("is cached" in line for line in lines):
         return "cached"
     is_same = before is not None and before == _lock_entry(folder, stage)
     return "unchanged" if is_same and not any(line.startswith("Running") for line in lines) else "ran"
+
+
+def _expect(stage: str, outcome: tuple[int, list[str]]) -> None:
+    code, tail = outcome
+    if code:
+        text = "\n".join(tail)
+        kind = StageUnlucky if _TEMPORARY.search(text) else StageFailed
+        raise kind(f"{stage} failed:\n{text}")
+
+
+def adopt(folder: Path, stage: str, entry: Mapping[str, Any]) -> None:
+    """Enter in dvc.lock what a stage made on another machine, between the stages that are written there meanwhile."""
+    from dvc.lock import make_lock  # takes a quarter of a second, which most runs need not spend
+
+    path, temporary = folder / "dvc.lock", folder / ".dvc/tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    with make_lock(str(temporary / "lock"), tmp_dir=str(temporary), wait=True):
+        content = (YAML().load(path.read_text()) if path.exists() else None) or {"schema": "2.0", "stages": {}}
+        content["stages"][stage] = dict(entry)
+        with atomic_file(path) as written, written.open("w") as file:
+            YAML().dump(content, file)
 
 
 def _lock_entry(folder: Path, stage: str) -> Any:
