@@ -10,7 +10,7 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -19,7 +19,6 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-from pydantic import Field
 
 from flows import orchestration
 from flows.services import private_server
@@ -32,27 +31,23 @@ Extent = Literal["upstream", "downstream", "alone"]
 Needs = Mapping[str, Sequence[str]]
 
 
-Targets = Annotated[list[str], Field(description="Stages to bring up to date, such as register@t3av; none: all")]
-Downstream = Annotated[bool, Field(description="Run what comes after the targets instead of what comes before them")]
-Force = Annotated[bool, Field(description="Run the stages even where nothing changed")]
-Place = Annotated[
-    Workspace, Field(description="own: a checkout of HEAD for this run alone; current: the project as it is")
-]
-Changes = Annotated[
-    dict[str, Any],
-    Field(description="Values for params.yaml by name, such as t3av.finetune.lr; own checkout only"),
-]
-
-
 @flow(name="pipeline", persist_result=False)
 def pipeline(
-    targets: Targets = [],  # noqa: B006 (Prefect shows it in the form)
-    downstream: Downstream = False,
-    force: Force = False,
-    workspace: Place = "own",
-    params: Changes = {},  # noqa: B006
+    targets: list[str] = [],  # noqa: B006 (Prefect shows it in the form)
+    downstream: bool = False,
+    force: bool = False,
+    workspace: Workspace = "own",
+    params: dict[str, Any] = {},  # noqa: B006
 ) -> State[Any]:
-    """Bring stages of dvc.yaml up to date, each as a task."""
+    """Bring stages of dvc.yaml up to date, each as a task.
+
+    Args:
+        targets: stages to bring up to date, such as register@t3av; none: all
+        downstream: run what comes after the targets instead of what comes before them
+        force: run the stages even where nothing changed
+        workspace: own: a checkout of HEAD for this run alone; current: the project as it is
+        params: values for params.yaml by name, such as t3av.finetune.lr; own checkout only
+    """
     extent: Extent = "downstream" if downstream else "upstream"
     return run_graph(Request(targets, extent, "all" if force else (), workspace, params))
 

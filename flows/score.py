@@ -10,14 +10,18 @@ from pydantic import Field
 
 from flows.pipeline import Request, run_graph
 
-Family = Annotated[str, Field(description="A folder of models/, such as t3av")]
-NumBootstrap = Annotated[int | None, Field(ge=1, le=100_000, description="Resamples of an interval")]
-Force = Annotated[bool, Field(description="Evaluate even where nothing changed")]
+NumBootstrap = Annotated[int | None, Field(ge=1, le=100_000)]
 
 
 @flow(name="evaluate", persist_result=False)
-def score(family: Family = "t3av", num_bootstrap: NumBootstrap = None, force: Force = False) -> State[Any]:
-    """Score the weights that dvc.lock knows on the test split they were kept from."""
+def score(family: str = "t3av", num_bootstrap: NumBootstrap = None, force: bool = False) -> State[Any]:
+    """Score the weights that dvc.lock knows on the test split they were kept from.
+
+    Args:
+        family: a folder of models/, such as t3av
+        num_bootstrap: resamples behind an interval
+        force: evaluate even where nothing changed
+    """
     changes = {} if num_bootstrap is None else {"evaluate.num_bootstrap": num_bootstrap}
     target = f"evaluate@{family}"
     return run_graph(Request(targets=[target], extent="alone", force=[target] if force else (), changes=changes))

@@ -28,24 +28,16 @@ class Training(BaseModel):
     lr: float | None = Field(default=None, gt=0, lt=10, title="Learning rate", description="At its peak, after warm-up")
 
 
-Dataset = Annotated[str, Field(description="Which entry of params.yaml's download section to train on")]
-Preset = Annotated[
-    Literal["params.yaml", "vggsound"],
-    Field(description="Where values come from: the project's params.yaml, or the published VGGSound recipe"),
-]
-MaskRatio = Annotated[float | None, Field(gt=0, lt=1, description="Share of tokens hidden in pretrain, seen and heard")]
-Temperature = Annotated[float | None, Field(gt=0, lt=10, description="Of the contrastive loss, at the start")]
-Devices = Annotated[int, Field(ge=1, le=64, description="GPUs a phase trains on, one process each")]
-Until = Annotated[
-    Literal["pretrain", "contrastive", "finetune", "evaluate", "register"],
-    Field(description="The last stage to run, with all it needs"),
-]
-Force = Annotated[bool, Field(description="Train again even where the result exists")]
+Preset = Literal["params.yaml", "vggsound"]
+MaskRatio = Annotated[float | None, Field(gt=0, lt=1)]
+Temperature = Annotated[float | None, Field(gt=0, lt=10)]
+Devices = Annotated[int, Field(ge=1, le=64)]
+Until = Literal["pretrain", "contrastive", "finetune", "evaluate", "register"]
 
 
 @flow(name="t3av", persist_result=False)
 def t3av(
-    dataset: Dataset = "sounds",
+    dataset: str = "sounds",
     preset: Preset = "params.yaml",
     pretrain: Training = Training(),  # noqa: B008 (Prefect shows it in the form)
     contrastive: Training = Training(),  # noqa: B008
@@ -54,9 +46,22 @@ def t3av(
     temperature: Temperature = None,
     devices: Devices = 1,
     until: Until = "register",
-    force: Force = False,
+    force: bool = False,
 ) -> State[Any]:
-    """Masked auto-encoding, contrastive alignment, sound-event classification; evaluated and registered."""
+    """Masked auto-encoding, contrastive alignment, sound-event classification; evaluated and registered.
+
+    Args:
+        dataset: which entry of params.yaml's download section to train on
+        preset: where values come from: the project's params.yaml, or the published VGGSound recipe
+        pretrain: masked auto-encoding; what is left empty keeps the recipe's value
+        contrastive: alignment of picture and sound; what is left empty keeps the recipe's value
+        finetune: classification; what is left empty keeps the recipe's value
+        mask_ratio: share of tokens hidden in pretrain, seen and heard
+        temperature: of the contrastive loss, at the start
+        devices: GPUs a phase trains on, one process each
+        until: the last stage to run, with all it needs
+        force: train again even where the result exists
+    """
     values: dict[str, Any] = {
         "t3av.dataset": dataset,
         "t3av.pretrain.mask_ratio": mask_ratio,
