@@ -166,7 +166,8 @@ def seconds(step: Step, amp: bool) -> float:
 
 def compare(title: str, clips: int, ours: Step, peer: Step, goal: float, repeats: int, amp: bool) -> None:
     """Print clips per second of both and their ratio beside the goal."""
-    seconds(ours, amp), seconds(peer, amp)  # the first pass allocates
+    for step in (ours, peer):
+        seconds(step, amp)  # the first pass allocates
     times = [(seconds(ours, amp), seconds(peer, amp)) for _ in range(repeats)]
     mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = theirs / mine
