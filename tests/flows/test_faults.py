@@ -1,0 +1,158 @@
+"""What is killed under `make up` while a real training runs, and what is found after: state, processes, weights."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.checkout import edit_params
+from tests.flows.servers import Running
+from tests.test_demo import dvc, project
+
+STAGE = "pretrain@t3av"
+STEPS = 160  # some twenty seconds of training: time to be killed in
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose HEAD knows what an uninterrupted training makes."""
+    folder = tmp_path_factory.mktemp("faults") / "project"
+    folder.mkdir()
+    project(folder)
+    longer = {"t3av.pretrain.epochs": STEPS // 4, "train.checkpoint_interval": 5, "train.eval_interval": 10}
+    edit_params(folder / "params.yaml", longer, {})
+    dvc(folder, "repro", STAGE)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "add", "dvc.lock", "params.yaml"], cwd=folder, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "trained"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(whole: Path) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUET_PROJECT", str(whole))
+        running = Running()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def processes(project: Path, *words: str) -> list[psutil.Process]:
+    """Living processes with these words in their command that work below the project, guards left out."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        line, cwd = process.info["cmdline"] or [], process.info["cwd"]
+        alive = cwd and Path(cwd).is_relative_to(project) and process.info["status"] != psutil.STATUS_ZOMBIE
+        if alive and all(word in line for word in words) and not any(part.endswith("guard.py") for part in line):
+            found.append(process)
+    return found
+
+
+def train(servers: Running, whole: Path) -> str:
+    """A flow run that trains anew; returns when it has saved some checkpoints."""
+    run = servers.trigger("t3av/t3av", until="pretrain", force=True)
+    deadline = time.monotonic() + 300
+    while not list((whole / ".duet/work").glob(f"{STAGE}-*/last")):
+        assert time.monotonic() < deadline, servers.log(run)
+        assert servers.state(run)["type"] in ("SCHEDULED", "PENDING", "RUNNING"), servers.log(run)
+        time.sleep(0.2)
+    return run
+
+
+def log(servers: Running, run: str) -> str:
+    """The lines of a run and of the runs that it started on other pools."""
+    children = servers.post("/flow_runs/filter", deployments={"name": {"any_": ["gpu"]}})
+    own = [child["id"] for child in children if child["parameters"]["parent"] == run]
+    return "\n".join(servers.log(name) for name in [run, *own])
+
+
+def nothing_left(whole: Path, seconds: float = 60) -> None:
+    """No training and no lock survives; the checkpoint does."""
+    deadline = time.monotonic() + seconds
+    while left := processes(whole, "tasks.train"):
+        assert time.monotonic() < deadline, [process.cmdline() for process in left]
+        time.sleep(0.2)
+    assert list((whole / ".duet/work").glob(f"{STAGE}-*/last/weights.safetensors"))
+
+
+def ends_as_if_never_stopped(servers: Running, run: str) -> None:
+    """It went on from a checkpoint, and its dvc.lock, which has the hash of the weights, is HEAD's."""
+    state = servers.wait(run)
+    lines = log(servers, run)
+    assert state["type"] == "COMPLETED", lines
+    assert "going on from step" in lines
+    assert "Nothing differs from HEAD" in lines
+
+
+def kill_training(servers: Running, whole: Path) -> None:
+    processes(whole, "tasks.train")[0].kill()
+
+
+def kill_server(servers: Running, whole: Path) -> None:
+    port = servers.prefect.rpartition(":")[2]
+    for process in psutil.Process(servers.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if port in process.cmdline() or "prefect.server.api.server:create_app" in process.cmdline():
+                process.kill()
+
+
+@pytest.mark.parametrize("fault", [kill_training, kill_server])
+def test_the_run_itself_survives(servers: Running, whole: Path, fault: Callable[[Running, Path], None]) -> None:
+    run = train(servers, whole)
+    fault(servers, whole)
+    if fault is kill_server:
+        deadline = time.monotonic() + 200
+        while True:
+            with suppress(Exception):
+                state = servers.state(run)
+                break
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert state["type"] == "RUNNING"
+        assert servers.wait(run)["type"] == "COMPLETED", log(servers, run)
+        assert "Nothing differs from HEAD" in log(servers, run)
+    else:
+        ends_as_if_never_stopped(servers, run)
+
+
+def cancel(servers: Running, whole: Path, run: str) -> None:
+    servers.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=True)
+
+
+def kill_flow(servers: Running, whole: Path, run: str) -> None:
+    """The process of the pipeline's flow run; the training is below that of another flow run."""
+    found = [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == run
+    ]
+    next(process for process in found if "prefect.engine" in " ".join(process.cmdline())).kill()
+
+
+def kill_worker(servers: Running, whole: Path, run: str) -> None:
+    workers = [p for p in psutil.Process(servers.process.pid).children(recursive=True) if "worker" in p.cmdline()]
+    next(p for p in workers if "gpu" in p.cmdline() and "guard.py" not in " ".join(p.cmdline())).kill()
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [(cancel, {"CANCELLED"}), (kill_flow, {"CRASHED"}), (kill_worker, {"CANCELLED", "CRASHED", "FAILED"})],
+)
+def test_run_again_goes_on(
+    servers: Running, whole: Path, fault: Callable[[Running, Path, str], None], ends: set[str]
+) -> None:
+    run = train(servers, whole)
+    fault(servers, whole, run)
+    assert servers.wait(run)["type"] in ends, log(servers, run)
+    nothing_left(whole)
+    again = servers.trigger("t3av/t3av", until="pretrain", force=True)
+    ends_as_if_never_stopped(servers, again)
