@@ -52,23 +52,31 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
     pictures |= {f"training_{name}": curves(name, scored.folders[name]) for name in scored.trained}
     for name, png in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(png)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
     metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
-    page = environment.get_template("report.html").render(
-        title=scored.family.title,
-        dataset=scored.dataset,
-        headline=headline(results.metrics),
-        sections=[
-            section(name, table, pictures.get(name, b""))
-            for name, table in results.tables.items()
-            if name != "predictions"
-        ],
-        curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
-        examples=gallery(results.examples, storage.DATA / scored.dataset / "stores"),
-        provenance=provenance(scored, metas),
-        settings={name: sorted(flatten(meta["config"] | meta["training"]).items()) for name, meta in metas.items()},
+    page = (
+        templates()
+        .get_template("report.html")
+        .render(
+            title=scored.family.title,
+            dataset=scored.dataset,
+            headline=headline(results.metrics),
+            sections=[
+                section(name, table, pictures.get(name, b""))
+                for name, table in results.tables.items()
+                if name != "predictions"
+            ],
+            curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
+            examples=gallery(results.examples, storage.DATA / scored.dataset / "stores"),
+            provenance=provenance(scored, metas),
+            settings={name: sorted(flatten(meta["config"] | meta["training"]).items()) for name, meta in metas.items()},
+        )
     )
     (folder / "report.html").write_text(page)
+
+
+def templates() -> Environment:
+    """The pages, which escape what they are given."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
 
 
 def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
