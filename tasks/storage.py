@@ -85,10 +85,10 @@ def locked(folder: Path) -> Iterator[None]:
             raise InputError(f"{folder} is in use by another run; wait for it or stop it") from None
         _held.add(handle)
         try:
-            _remove_unfinished(folder)
+            remove_unfinished(folder)
             yield
         finally:
-            _remove_unfinished(folder)
+            remove_unfinished(folder)
             _held.discard(handle)
 
 
@@ -99,7 +99,8 @@ def leave_locks() -> None:
     _held.clear()
 
 
-def _remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """Take away what atomic_file and atomic_folder left below `folder` in processes that were killed."""
     for path in list(folder.rglob(".*.tmp")):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

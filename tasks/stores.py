@@ -23,7 +23,7 @@ import torch
 from models.family import InputError
 from models.transforms import LogMel
 from tasks import command, params, quarantine, storage, tracking
-from tasks.data import audio, manifest, video, workers
+from tasks.data import audio, cluster, manifest, video, workers
 from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
 
@@ -44,6 +44,7 @@ class Stores:
     codec: audio.Codec
     shards: int
     workers: int
+    scheduler: str  # processes | dask | address of a Dask scheduler: who the workers are; the bytes are the same
     max_quarantine: float  # share of clips that may fail before the stage does
 
     @property
@@ -152,8 +153,13 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
         clips = table.to_dict("records")
-        jobs = [(root, clips[k :: settings.shards], k, settings, work) for k in range(settings.shards)]
-        results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
+        places = root.resolve(), work.resolve()  # workers elsewhere have another working directory
+        jobs = [(places[0], clips[k :: settings.shards], k, settings, places[1]) for k in range(settings.shards)]
+        if settings.scheduler == "processes":
+            results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
+        else:
+            results = cluster.work(build_shard, jobs, settings.workers, settings.scheduler, "stores")
+            storage.remove_unfinished(work)  # of workers that died
         rows = pd.DataFrame([row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, "mel"])
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)

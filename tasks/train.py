@@ -197,7 +197,7 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "config": bundle.plain(job.config),
         "training": {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT},
         "facts": dataclasses.asdict(job.facts),
-        "stores": params.section("stores", job.dataset),
+        "stores": {k: v for k, v in params.section("stores", job.dataset).items() if k not in ("workers", "scheduler")},
         **origin,
         "epoch": fitted.epoch,
         "step": fitted.step,

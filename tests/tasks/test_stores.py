@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from distributed import LocalCluster
 
 from models.family import InputError
 from models.transforms import LogMel
@@ -27,7 +29,8 @@ from tasks.data.frame_store import FrameStore
 from tasks.stores import Stores
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Stores(4, 32, 90, 16000, "pcm16", 3, 2, 0.05)
+SETTINGS = Stores(4, 32, 90, 16000, "pcm16", 3, 2, "processes", 0.05)
+BUILD_SHARD = stores.build_shard
 CLIPS = ["long_gop", "short_gop", "open_gop", "uneven", "mute", "edit_list", "upright", "still"]
 
 
@@ -108,6 +111,45 @@ def test_same_bytes_whatever_the_number_of_workers(project: Path, codec: str) ->
         stores.stores("sounds", replace(SETTINGS, workers=workers, codec=codec, num_frames=2))  # type: ignore
         digests.add(storage.folder_digest(project / "data/sounds/stores"))
     assert len(digests) == 1
+
+
+def die_once(
+    root: Path, clips: list[dict[str, Any]], number: int, settings: Stores, work: Path
+) -> list[dict[str, Any]]:
+    """Build a shard; the first worker at the second one is killed with half of it written."""
+    if number == 1 and not (work / "died").exists():
+        (work / "died").touch()
+        read = iter([video.read_clip, lambda *_: os.kill(os.getpid(), signal.SIGKILL)])
+        video.read_clip = lambda *arguments: next(read)(*arguments)
+    return BUILD_SHARD(root, clips, number, settings, work)
+
+
+@pytest.mark.slow
+def test_dask_makes_the_same_bytes_also_when_a_worker_is_killed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores.stores("sounds", SETTINGS)
+    expected = storage.folder_digest(project / "data/sounds/stores")
+    names = {path.name for path in (project / "data/sounds/stores").iterdir()}
+    monkeypatch.setattr(stores, "build_shard", die_once)
+    removed: list[Path] = []
+    remove = storage.remove_unfinished
+    monkeypatch.setattr(
+        storage, "remove_unfinished", lambda folder: (removed.extend(folder.rglob(".*.tmp")), remove(folder))
+    )
+    stores.stores("sounds", replace(SETTINGS, scheduler="dask"))
+    assert any(path.name.startswith(".frames-00001") for path in removed)  # it did die half way
+    assert storage.folder_digest(project / "data/sounds/stores") == expected
+    assert {path.name for path in (project / "data/sounds/stores").iterdir()} == names
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_by_its_address(project: Path) -> None:
+    stores.stores("sounds", SETTINGS)
+    expected = storage.folder_digest(project / "data/sounds/stores")
+    with LocalCluster(1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as elsewhere:
+        stores.stores("sounds", replace(SETTINGS, scheduler=elsewhere.scheduler_address))
+    assert storage.folder_digest(project / "data/sounds/stores") == expected
+    with pytest.raises(InputError, match="no Dask scheduler at nowhere"):
+        stores.stores("sounds", replace(SETTINGS, scheduler="nowhere"))
 
 
 def test_killed_in_the_middle_and_run_again(project: Path) -> None:
