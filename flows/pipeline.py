@@ -42,11 +42,11 @@ def pipeline(
     """Bring stages of dvc.yaml up to date, each as a task.
 
     Args:
-        targets: stages to bring up to date, such as register@t3av; none: all
-        downstream: run what comes after the targets instead of what comes before them
-        force: run the stages even where nothing changed
-        workspace: own: a checkout of HEAD for this run alone; current: the project as it is
-        params: values for params.yaml by name, such as t3av.finetune.lr; own checkout only
+        targets: Stages to bring up to date, such as register@t3av; none: all
+        downstream: Run what comes after the targets instead of what comes before them
+        force: Run the stages even where nothing changed
+        workspace: Own: a checkout of HEAD for this run alone; current: the project as it is
+        params: Values for params.yaml by name, such as t3av.finetune.lr; own checkout only
     """
     extent: Extent = "downstream" if downstream else "upstream"
     return run_graph(Request(targets, extent, "all" if force else (), workspace, params))

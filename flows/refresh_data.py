@@ -15,8 +15,8 @@ def refresh_data(datasets: list[str] = [], download: bool = True) -> State[Any]:
     """Download, subset, clean, stores. What comes out the same re-runs nothing after it.
 
     Args:
-        datasets: entries of params.yaml's download section; none: all of them
-        download: ask the source again even where params did not change
+        datasets: Entries of params.yaml's download section; none: all of them
+        download: Ask the source again even where params did not change
     """
     stages = [f"stores@{name}" for name in datasets] or ["stores"]
     sources = [f"download@{name}" for name in datasets] or ["download"]

@@ -18,9 +18,9 @@ def score(family: str = "t3av", num_bootstrap: NumBootstrap = None, force: bool 
     """Score the weights that dvc.lock knows on the test split they were kept from.
 
     Args:
-        family: a folder of models/, such as t3av
-        num_bootstrap: resamples behind an interval
-        force: evaluate even where nothing changed
+        family: A folder of models/, such as t3av
+        num_bootstrap: Resamples behind an interval
+        force: Evaluate even where nothing changed
     """
     changes = {} if num_bootstrap is None else {"evaluate.num_bootstrap": num_bootstrap}
     target = f"evaluate@{family}"

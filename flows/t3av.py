@@ -51,16 +51,16 @@ def t3av(
     """Masked auto-encoding, contrastive alignment, sound-event classification; evaluated and registered.
 
     Args:
-        dataset: which entry of params.yaml's download section to train on
-        preset: where values come from: the project's params.yaml, or the published VGGSound recipe
-        pretrain: masked auto-encoding; what is left empty keeps the recipe's value
-        contrastive: alignment of picture and sound; what is left empty keeps the recipe's value
-        finetune: classification; what is left empty keeps the recipe's value
-        mask_ratio: share of tokens hidden in pretrain, seen and heard
-        temperature: of the contrastive loss, at the start
+        dataset: Which entry of params.yaml's download section to train on
+        preset: Where values come from: the project's params.yaml, or the published VGGSound recipe
+        pretrain: Masked auto-encoding; what is left empty keeps the recipe's value
+        contrastive: Alignment of picture and sound; what is left empty keeps the recipe's value
+        finetune: Classification; what is left empty keeps the recipe's value
+        mask_ratio: Share of tokens hidden in pretrain, seen and heard
+        temperature: Of the contrastive loss, at the start
         devices: GPUs a phase trains on, one process each
-        until: the last stage to run, with all it needs
-        force: train again even where the result exists
+        until: The last stage to run, with all it needs
+        force: Train again even where the result exists
     """
     values: dict[str, Any] = {
         "t3av.dataset": dataset,

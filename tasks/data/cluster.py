@@ -25,8 +25,8 @@ def work(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: i
         place: Any = scheduler
         if scheduler == "dask":
             # Dask's own limit of memory kills workers where the machine still has some.
-            here = LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0)
-            place = stack.enter_context(here)
+            limits: Any = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+            place = stack.enter_context(LocalCluster(workers, host="127.0.0.1", **limits))
         try:
             client = stack.enter_context(Client(place))
         except (OSError, ValueError) as error:
