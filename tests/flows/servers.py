@@ -31,7 +31,11 @@ class Api:
         self.api = httpx.Client(base_url=f"{address}/api", timeout=30)
 
     def post(self, path: str, **body: Any) -> Any:
-        answer = self.api.post(path, json=body)
+        for pause in (1, 3, 9):  # a busy server asks to come back, as Prefect's own client does
+            answer = self.api.post(path, json=body)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(pause)
         answer.raise_for_status()
         return answer.json()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -124,17 +124,22 @@ def cancel(servers: Running, whole: Path, run: str) -> None:
 
 def kill_flow(servers: Running, whole: Path, run: str) -> None:
     """The process of the pipeline's flow run; the training is below that of another flow run."""
-    found = [
-        process
-        for process in psutil.process_iter(["environ"])
-        if (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == run
-    ]
-    next(process for process in found if "prefect.engine" in " ".join(process.cmdline())).kill()
+    one_of(psutil.process_iter(), lambda p: p.environ().get("PREFECT__FLOW_RUN_ID") == run, "prefect.engine").kill()
 
 
 def kill_worker(servers: Running, whole: Path, run: str) -> None:
-    workers = [p for p in psutil.Process(servers.process.pid).children(recursive=True) if "worker" in p.cmdline()]
-    next(p for p in workers if "gpu" in p.cmdline() and "guard.py" not in " ".join(p.cmdline())).kill()
+    below = psutil.Process(servers.process.pid).children(recursive=True)
+    one_of(below, lambda p: "worker" in p.cmdline() and "gpu" in p.cmdline(), "prefect worker").kill()
+
+
+def one_of(found: Iterable[psutil.Process], wanted: Callable[[psutil.Process], bool], words: str) -> psutil.Process:
+    """The first process that is wanted and has these words in its command, which a guard's has not."""
+    for process in found:
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if wanted(process) and words in line and "guard.py" not in line:
+                return process
+    raise AssertionError(f"no process of {words}")
 
 
 @pytest.mark.parametrize(
