@@ -45,7 +45,7 @@ def pipeline(
         targets: Stages to bring up to date, such as register@t3av; none: all
         downstream: Run what comes after the targets instead of what comes before them
         force: Run the stages even where nothing changed
-        workspace: Own: a checkout of HEAD for this run alone; current: the project as it is
+        workspace: Where: own is a checkout of HEAD for this run alone, current the project as it is
         params: Values for params.yaml by name, such as t3av.finetune.lr; own checkout only
     """
     extent: Extent = "downstream" if downstream else "upstream"
