@@ -153,9 +153,11 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
         clips = table.to_dict("records")
-        places = root.resolve(), work.resolve()  # workers elsewhere have another working directory
-        jobs = [(places[0], clips[k :: settings.shards], k, settings, places[1]) for k in range(settings.shards)]
-        if settings.scheduler == "processes":
+        is_here = settings.scheduler == "processes"
+        # Workers of Dask may have another working directory.
+        source, target = (root, work) if is_here else (root.resolve(), work.resolve())
+        jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
+        if is_here:
             results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
         else:
             results = cluster.work(build_shard, jobs, settings.workers, settings.scheduler, "stores")

@@ -44,6 +44,7 @@ def test_stage_module_and_section_share_one_word() -> None:
 PLUMBING = {
     "models/__init__.py": "finds a family by its name",
     "models/family.py": "declares types, computes nothing",
+    "tasks/__init__.py": "says how threads wait for each other",
     "tasks/command.py": "prints lines and errors",
     "tasks/graph.py": "reads dvc.lock and git for the tags of runs",
     "tasks/journal.py": "tells MLflow what a stage did",
