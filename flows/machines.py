@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from uuid import UUID
 
-from prefect import get_client
+from prefect import get_client, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
@@ -60,6 +61,10 @@ def workplace(project: Path, folder: Path, stage: str, origin: Origin | None) ->
     with checkout.own(project, name, {}, {}, origin.commit) as place:
         for file, text in origin.files.items():
             (place / file).write_text(text)
+        needs = dvc_process.parse_dot(dvc_process.answer(dvc_process.ask(place, "dag", "--dot")))[stage]
+        if needs:
+            log = project / ".duet/logs" / f"{name}-pull.log"
+            dvc_process.pull(needs, place, get_run_logger().info, Event(), log=log)
         yield place
         checkout.remove(project, place)
 
@@ -72,12 +77,14 @@ def hand_back(stage: str, project: Path, place: Path) -> None:
     )
 
 
-def take_back(stage: str, folder: Path, run: UUID) -> None:
-    """Put the entry that flow run `run` handed back into the dvc.lock of the run's checkout; none: it worked there."""
+def take_back(stage: str, folder: Path, run: UUID) -> bool:
+    """Put the entry that flow run `run` handed back into the dvc.lock of the run's checkout; False: it worked there."""
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[_key(stage)]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
     with get_client(sync_client=True) as client:
-        for artifact in client.read_artifacts(artifact_filter=wanted):
-            dvc_process.adopt(folder, stage, json.loads(str(artifact.data))[0])
+        artifacts = client.read_artifacts(artifact_filter=wanted)
+    for artifact in artifacts:
+        dvc_process.adopt(folder, stage, json.loads(str(artifact.data))[0])
+    return bool(artifacts)
 
 
 def _key(stage: str) -> str:

@@ -127,7 +127,9 @@ def run_elsewhere(stage: str, site: Site, pool: str) -> State[Any]:
                 asked = True
                 time.sleep(1)
     if state.is_completed():
-        machines.take_back(stage, site.folder, run.id)
+        if machines.take_back(stage, site.folder, run.id):
+            log = site.logs / f"{stage.replace('/', '-')}-pull.log"
+            dvc_process.pull([stage], site.folder, get_run_logger().info, site.stop, log=log)
         return Completed(name=state.name, message=state.message)
     if state.is_cancelled() or site.stop.is_set():
         raise Stopped
@@ -160,8 +162,8 @@ def one_stage(stage: str, folder: str, force: bool, parent: str, origin: machine
             if place != Path(folder) and future.state.is_completed():
                 machines.hand_back(stage, project, place)
             return future.state
-    except InputError as error:
-        return Failed(message=str(error))
+    except (InputError, StageFailed) as error:
+        return Failed(message=str(error)[-2000:])
 
 
 def _stop_with(parent: str, stop: Event) -> None:

@@ -239,6 +239,14 @@ def _expect(stage: str, outcome: tuple[int, list[str]]) -> None:
         raise kind(f"{stage} failed:\n{text}")
 
 
+def pull(stages: Sequence[str], folder: Path, emit: Emit, stop: Event, *, log: Path) -> None:
+    """Lay out what dvc.lock says of these stages, from the cache or the remote, in place of what lies there.
+
+    `repro --allow-missing` alone takes a dependency that is absent or old for unchanged when a single stage is run.
+    """
+    _expect(", ".join(stages), run(["dvc", "--wait-for-lock", "pull", "--force", *stages], folder, emit, stop, log=log))
+
+
 def adopt(folder: Path, stage: str, entry: Mapping[str, Any]) -> None:
     """Enter in dvc.lock what a stage made on another machine, between the stages that are written there meanwhile."""
     from dvc.lock import make_lock  # takes a quarter of a second, which most runs need not spend

@@ -134,7 +134,7 @@ def test_stages_of_one_run_on_two_machines(machines: Machines, tmp_path: Path) -
     done = dict.fromkeys(("prepare", "fit", "report"), "Completed")
     assert api.tasks(run).items() >= done.items()  # beside them the flow run on b
 
-    # `fit` worked in b on an input that came by S3; a has never seen its output but through S3.
+    # `fit` worked in b, on an input that came by S3; its output came to a by S3 too, and `report` used it.
     caches = [{path.name for path in (clone / ".dvc/cache/files").rglob("*") if path.is_file()} for clone in (a, b)]
     remote = {key.rpartition("/")[2] for key in machines.keys("duet") if "/files/" in key}
     assert len(caches[0] & remote) == 3
