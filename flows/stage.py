@@ -161,7 +161,8 @@ def one_stage(stage: str, folder: str, force: bool, parent: str, origin: machine
             future.wait()  # only this brings the future its final state
             if place != Path(folder) and future.state.is_completed():
                 machines.hand_back(stage, project, place)
-            return future.state
+            ended = future.state  # Prefect would sum up a state that has ids already, and lose its name and message
+            return State(type=ended.type, name=ended.name, message=ended.message)
     except (InputError, StageFailed) as error:
         return Failed(message=str(error)[-2000:])
 
@@ -226,6 +227,9 @@ def _show(stage: str, site: Site) -> None:
         place, name = page.relative_to(site.folder), site.experiment
         text = f"`{place}` of experiment `{name}`. To open it: `dvc exp apply {name}`."
         create_markdown_artifact(text, key=f"{key}-report", description=f"Report of {stage}")
+    for file in (file for file in files if file.name == "version.json"):
+        if link := run_links.version_link(file):
+            create_link_artifact(link[1], link_text=link[0], key=f"{key}-version", description="The registered version")
     if os.environ.get("DUET_TRACKING") != "off":
         for name, address in run_links.run_links(stage, site.flow_run_id):
             create_link_artifact(address, link_text=f"MLflow run {name}", key=f"{key}-run", description=stage)

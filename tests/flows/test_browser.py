@@ -107,6 +107,8 @@ def test_a_run_is_started_with_its_form_and_its_version_compared(
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=1_200_000)
     state = servers.state(page.url.partition("/flow-run/")[2].partition("?")[0])
     assert state["message"] == "3 stages ran, 6 cached"
+    (link,) = servers.post("/artifacts/filter", artifacts={"key": {"any_": ["register-t3av-version"]}})
+    assert f"{servers.mlflow}/#/models/duet-t3av/versions/2" in link["data"]
     page.reload()  # the graph drawn once the run has its full length
     page.get_by_text("Task Runs", exact=True).click()
     expect(page.get_by_text("Cached", exact=True).first).to_be_visible(timeout=120_000)
@@ -124,3 +126,11 @@ def test_a_run_is_started_with_its_form_and_its_version_compared(
     page.get_by_role("button", name="Close").click()  # MLflow's assistant, and the schemas, which are the same
     page.get_by_role("button", name="Schema").click()
     keep("mlflow-compare")
+
+    run = servers.trigger("promote/promote", family="t3av")
+    gate = servers.wait(run)
+    assert gate["name"] in ("Promoted", "Held"), servers.log(run)
+    page.goto(f"{servers.prefect}/artifacts/key/promote-t3av")
+    words = "is the champion now" if gate["name"] == "Promoted" else "is not promoted"
+    expect(page.get_by_text(f"duet-t3av 2 {words}")).to_be_visible()
+    keep("prefect-promote")
