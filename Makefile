@@ -25,8 +25,8 @@ demo: $(READY)  ## Train FAMILY on the demo dataset, from raw video to a registe
 test: $(READY)  ## The suite but for the slow tests
 	python -m pytest -n 2 --dist loadfile -m "not slow" tests
 
-test-slow: $(READY)  ## Servers, workers and images
-	python -m pytest -m slow tests
+test-slow: $(READY)  ## Servers, workers, browser, faults
+	python -m pytest -n 2 --dist loadfile -m slow tests
 
 check: $(READY)  ## Lint, types, layers
 	ruff check .

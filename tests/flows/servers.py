@@ -54,7 +54,9 @@ class Api:
         return state
 
     def tasks(self, run: str) -> dict[str, str]:
-        found = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        found = self.post(
+            "/task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC"
+        )  # those of a retried run last
         return {task["name"]: task["state_name"] for task in found}
 
     def log(self, run: str) -> str:
