@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from models.family import InputError
-from tasks import archives, command, datasets, params, storage, tracking
+from tasks import archives, command, datasets, params, sources, storage, tracking
 from tasks.datasets.demo import Demo, build_demo
 
 
@@ -36,7 +36,7 @@ def fetch(settings: Download, work: Path) -> Path:
     raw.mkdir(parents=True, exist_ok=True)
     is_archive = urlsplit(source).path.lower().endswith(archives.ENDINGS)
     if settings.sha256 and not is_archive:
-        raise InputError(f"params.yaml: sha256 is given but {storage.public_url(source)} is no archive; set it to null")
+        raise InputError(f"params.yaml: sha256 is given but {sources.public_url(source)} is no archive; set it to null")
     if source == "demo":
         if settings.demo is None:
             raise InputError("params.yaml: source is demo but its section `demo` is null; give it seed, clips, …")
@@ -51,10 +51,10 @@ def fetch(settings: Download, work: Path) -> Path:
             raise
         return _without_wrapper(raw)
     elif source.startswith("s3://"):
-        storage.fetch_s3(source, raw, work / "objects.tsv", settings.endpoint)
+        sources.fetch_s3(source, raw, work / "objects.tsv", settings.endpoint)
     elif source.startswith(("http://", "https://")):
         endings = ", ".join(archives.ENDINGS)
-        raise InputError(f"{storage.public_url(source)} is no archive; over HTTP give one of {endings}")
+        raise InputError(f"{sources.public_url(source)} is no archive; over HTTP give one of {endings}")
     elif Path(source).is_dir():
         _copy_folder(Path(source), raw)
     else:
@@ -69,10 +69,10 @@ def _fetch_archive(settings: Download, work: Path) -> Path:
     source = settings.source
     if source.startswith(("http://", "https://")):
         archive = work / Path(urlsplit(source).path).name
-        storage.fetch_http(source, archive)
+        sources.fetch_http(source, archive)
     elif source.startswith("s3://"):
         archive = work / source.rpartition("/")[2]
-        storage.fetch_s3(source, work, work / "objects.tsv", settings.endpoint)
+        sources.fetch_s3(source, work, work / "objects.tsv", settings.endpoint)
     else:
         archive = Path(source)
     if not archive.is_file():
@@ -127,14 +127,14 @@ def download(dataset: str, settings: Download) -> str:
         try:
             num_clips = len(table_format.read(made))
         except InputError as error:  # names the copy; what must be mended is the source
-            raise InputError(str(error).replace(str(made), storage.public_url(settings.source))) from None
+            raise InputError(str(error).replace(str(made), sources.public_url(settings.source))) from None
         for leftover in made.rglob(".*.part"):  # of runs that were killed
             leftover.unlink()
         files = [path for path in made.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         storage.install_folder(made, storage.DATA / dataset / "raw")
         shutil.rmtree(work)
-    origin = storage.public_url(settings.source)
+    origin = sources.public_url(settings.source)
     return f"download {dataset}: {num_clips} clips listed, {len(files)} files, {size / 1e6:.1f} MB, from {origin}"
 
 
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("dataset", help="an entry of params.yaml's download section")
     dataset = parser.parse_args().dataset
     settings = params.stage(Download, "download", dataset)
-    public = dataclasses.replace(settings, source=storage.public_url(settings.source))
+    public = dataclasses.replace(settings, source=sources.public_url(settings.source))
     stage = f"download@{dataset}"
     with storage.alone(stage), tracking.run(stage, dataclasses.asdict(public)):
         line = download(dataset, settings)

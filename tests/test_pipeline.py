@@ -49,7 +49,7 @@ PLUMBING = {
     "tasks/graph.py": "reads dvc.lock and git for the tags of runs",
     "tasks/journal.py": "tells MLflow what a stage did",
     "tasks/params.py": "reads params.yaml, whose values DVC compares itself",
-    "tasks/storage.py": "moves finished files to their place; a dependency where it fetches them (download)",
+    "tasks/storage.py": "moves finished files to their place",
     "tasks/tracking.py": "sends the journals to MLflow",
     "stores: tasks/templates/quarantine.html": "it writes the list; only clean writes the page",
 }

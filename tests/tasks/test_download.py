@@ -23,7 +23,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from models.family import InputError
-from tasks import archives, storage
+from tasks import archives, sources, storage
 from tasks.datasets.demo import Demo
 from tasks.download import Download, download
 
@@ -235,7 +235,7 @@ def server() -> Iterator[RangeServer]:
 
 def test_a_connection_that_ends_early_is_taken_up_again(server: RangeServer, project: Path) -> None:
     server.content, server.cut = BYTES, 100_000
-    storage.fetch_http(f"http://127.0.0.1:{server.server_port}/x.bin", project / "x.bin")
+    sources.fetch_http(f"http://127.0.0.1:{server.server_port}/x.bin", project / "x.bin")
     assert (project / "x.bin").read_bytes() == BYTES
     assert [span for _, span in server.asked] == ["", "bytes=100000-", "bytes=200000-"]
     assert [path.name for path in project.iterdir()] == ["x.bin"]
@@ -248,10 +248,10 @@ def test_a_later_run_goes_on_unless_the_file_has_changed(
     url = f"http://127.0.0.1:{server.server_port}/x.bin"
     server.content, server.cut = BYTES, 10_000  # five attempts are not enough
     with pytest.raises(InputError, match="ended early"):
-        storage.fetch_http(url, project / "x.bin")
+        sources.fetch_http(url, project / "x.bin")
     assert not (project / "x.bin").exists()
     server.cut, before = 1 << 40, len(server.asked)
-    storage.fetch_http(url, project / "x.bin")
+    sources.fetch_http(url, project / "x.bin")
     assert [span for _, span in server.asked[before:]] == ["bytes=50000-"]
     assert (project / "x.bin").read_bytes() == BYTES
 
@@ -259,7 +259,7 @@ def test_a_later_run_goes_on_unless_the_file_has_changed(
     os.truncate(project / "x.bin.part", 1000)
     (project / "x.bin.etag").write_text('"1"')
     server.content, server.etag = BYTES[::-1], '"2"'
-    storage.fetch_http(url, project / "x.bin")
+    sources.fetch_http(url, project / "x.bin")
     assert (project / "x.bin").read_bytes() == BYTES[::-1]
 
 
@@ -282,7 +282,7 @@ def test_an_archive_over_http_shows_no_secret(server: RangeServer, project: Path
 def test_no_server_is_an_input_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(InputError, match="refused"):
-        storage.fetch_http("http://127.0.0.1:9/x.zip", project / "x.zip")
+        sources.fetch_http("http://127.0.0.1:9/x.zip", project / "x.zip")
 
 
 # --- S3 ------------------------------------------------------------------------------------------------------------------
@@ -327,11 +327,11 @@ def test_only_what_is_missing_or_changed_is_fetched_again(bucket, store: str, pr
     for name in ("same", "lost", "changed"):
         bucket.put_object(Key=f"p/{name}", Body=name.encode())
     folder, done = project / "got", project / "done.tsv"
-    assert storage.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store) == 3
+    assert sources.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store) == 3
     (folder / "lost").unlink()
     (folder / "same").write_bytes(b"touched")  # stays, since it counts as whole
     bucket.put_object(Key="p/changed", Body=b"new")
-    storage.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store)
+    sources.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "same": b"touched",
         "lost": b"lost",
@@ -345,13 +345,13 @@ def test_a_partial_object_is_completed_and_a_damaged_one_noticed(bucket, store: 
     for start in (BYTES[:100_000], BYTES, b""):
         part.parent.mkdir(exist_ok=True)
         part.write_bytes(start)
-        storage.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
+        sources.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
         assert (project / "got/big").read_bytes() == BYTES
         assert not part.exists()
         (project / "got/big").unlink()
     part.write_bytes(b"x" * 100_000)
     with pytest.raises(InputError, match="big: what arrived differs"):
-        storage.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
+        sources.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
     assert not (project / "got/big").exists()
     assert not part.exists()
 
@@ -362,11 +362,11 @@ def test_what_a_store_refuses(bucket, store: str, project: Path) -> None:
         (f"s3://{bucket.name}/nothing", "nothing is stored there"),
     ):
         with pytest.raises(InputError, match=message) as raised:
-            storage.fetch_s3(address, project / "got", project / "done.tsv", store)
+            sources.fetch_s3(address, project / "got", project / "done.tsv", store)
         assert "secret" not in str(raised.value)
     bucket.put_object(Key="p/../../evil", Body=b"x")
     with pytest.raises(InputError, match="outside the target folder"):
-        storage.fetch_s3(f"s3://{bucket.name}/p", project / "got", project / "done.tsv", store)
+        sources.fetch_s3(f"s3://{bucket.name}/p", project / "got", project / "done.tsv", store)
     assert not (project / "evil").exists()
 
 
