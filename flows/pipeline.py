@@ -69,13 +69,11 @@ def run_graph(request: Request) -> State[Any]:
     project, name = orchestration.project(), _run_name()
     try:
         with chdir(project), _checkout(project, name, request) as folder:
-            status, dag = dvc_process.ask(folder, "status", "--json"), dvc_process.ask(folder, "dag", "--dot")
-            needs = dvc_process.parse_dot(dvc_process.answer(dag))
+            needs, may_change = dvc_process.read_state(folder)
             settings = orchestration.load(folder)
             settings.check(needs)
             chosen = select(needs, request.targets, request.extent)
             forced = _forced(request, chosen, needs)
-            may_change = dvc_process.parse_status(dvc_process.answer(status), needs)
             may_change |= dvc_process.with_dependents(forced, needs)
             site = Site(
                 project,

@@ -270,7 +270,7 @@ def _lock_entry(folder: Path, stage: str) -> Any:
 
 
 def ask(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a question to DVC; `answer` waits for it. Two may run beside each other."""
+    """Start a question to DVC; `answer` waits for it."""
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     command = [str(Path(sys.executable).parent / "dvc"), "--wait-for-lock", *arguments]
     return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -282,6 +282,28 @@ def answer(question: subprocess.Popen[str]) -> str:
     if question.returncode:
         raise InputError(f"dvc {' '.join(question.args[2:])}: {' '.join(error.split()) or 'failed'}")  # type: ignore[index]
     return out
+
+
+# Both questions in one process: DVC's start takes as long as the answers.
+_STATE = """
+import sys
+from dvc.cli import main
+sys.exit(main(["--wait-for-lock", "dag", "--dot"]) or print() or main(["--wait-for-lock", "status", "--json"]))
+"""
+
+
+def read_state(folder: Path) -> tuple[dict[str, list[str]], set[str]]:
+    """stage -> the stages it needs, as `parse_dot` gives them; and the stages that may change.
+
+    Those are the ones that `dvc status` names, and all that come after them.
+    """
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run([sys.executable, "-c", _STATE], cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"dvc status: {' '.join(done.stderr.split()) or 'failed'}")
+    dot, _, status = done.stdout.rstrip().rpartition("\n")
+    needs = parse_dot(dot)
+    return needs, with_dependents(json.loads(status or "{}"), needs)
 
 
 def parse_dot(text: str) -> dict[str, list[str]]:
@@ -300,11 +322,6 @@ def parse_dot(text: str) -> dict[str, list[str]]:
             raise InputError(f"dvc.yaml: the stages {', '.join(sorted(needs.keys() - ordered))} wait for each other")
         ordered.update({name: needs[name] for name in ready})
     return ordered
-
-
-def parse_status(text: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
-    """`dvc status --json` -> the stages that may change: those DVC names, and all that come after them."""
-    return with_dependents(json.loads(text or "{}"), needs)
 
 
 def with_dependents(stages: Iterable[str], needs: Mapping[str, Sequence[str]]) -> set[str]:

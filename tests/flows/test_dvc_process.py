@@ -110,18 +110,24 @@ def test_killing_the_asker_ends_the_stage(toy: Any) -> None:
     assert toy.is_unlocked()
 
 
-def test_dot_and_status(toy: Any) -> None:
-    needs = dvc_process.parse_dot(toy.dvc("dag", "--dot"))
+def test_state(toy: Any) -> None:
+    needs, changed = dvc_process.read_state(toy.root)
+    assert changed == set(needs)
+    toy.dvc("repro")
+    assert dvc_process.read_state(toy.root) == (needs, set())
+    (toy.root / "fan_b.txt").write_text("else")
+    assert dvc_process.read_state(toy.root) == (needs, {"fan@b", "grid@s", "grid@l", "score"})
     listed = {line.split()[0] for line in toy.dvc("stage", "list", "--name-only").splitlines()}
     assert needs.keys() == listed
     assert len(needs) == 10
     assert needs["grid@s"] == ["fan@a", "fan@b"]
     order = list(needs)
     assert all(order.index(need) < order.index(stage) for stage in needs for need in needs[stage])
-    assert dvc_process.parse_status('{"fan@b": ["changed outs"]}', needs) == {"fan@b", "grid@s", "grid@l", "score"}
-    assert dvc_process.parse_status("{}", needs) == set()
     with pytest.raises(InputError, match="wait for each other"):
         dvc_process.parse_dot('"a" -> "b";\n"b" -> "a";')
+    (toy.root / "dvc.yaml").write_text("stages: {first: {outs: [x]}}")
+    with pytest.raises(InputError, match=r"dvc status: .*dvc.yaml"):
+        dvc_process.read_state(toy.root)
 
 
 @pytest.mark.slow
