@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -139,7 +140,10 @@ def test_stages_of_one_run_on_two_machines(machines: Machines, tmp_path: Path) -
     remote = {key.rpartition("/")[2] for key in machines.keys("duet") if "/files/" in key}
     assert len(caches[0] & remote) == 3
     assert len(caches[1] & remote) == 2
-    assert any(key.endswith("model.txt") for key in machines.keys("mlflow"))
+    deadline = time.monotonic() + 120  # what a stage tells MLflow is sent beside its work
+    while not any(key.endswith("model.txt") for key in machines.keys("mlflow")):
+        assert time.monotonic() < deadline, machines.keys("mlflow")
+        time.sleep(1)
     assert not list((a / ".duet/runs").glob("*/*")) and not list((b / ".duet/runs").glob("*/*"))
 
     # A third clone that was not there gets the experiment from git and its files from S3.
