@@ -24,6 +24,10 @@ class InputError(ValueError):
     """What a person gave is wrong. The message is one line: the file, row or key, what is wrong, and what to do."""
 
 
+class UnreachableError(InputError):
+    """What a person named may be right, but it is not on this machine and the network does not give it."""
+
+
 @dataclass(frozen=True)
 class ClipSpec:
     """What the loader must read of one clip."""
@@ -51,6 +55,8 @@ class Facts:
     labels: Mapping[str, list[str]]  # head -> class names; the position is the class index
     mel_mean: float  # of the train split's log-mel, in the front-end's own units
     mel_std: float
+    # head -> training clips of each class, where annotations hold the class's name under the head's
+    counts: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,9 @@ class Phase:
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
     pretrained: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
     load_pretrained: Callable[[nn.Module, str, Mapping[str, Tensor]], LoadReport] | None = None
+    # fallback(config, slot) -> the config to train with instead where a slot's weights are not on this machine and the
+    # hub cannot be reached; None = that ends the run. The bundle keeps the config that was trained.
+    fallback: Callable[[Any, str], Any | None] = field(default=lambda config, slot: None)
     # True when all that precedes `module.encode(batch) -> Batch` is frozen, so that its result may be computed once per
     # clip; forward then receives the encoded tensors in the batch in place of frames and wave.
     cacheable: Callable[[Any], bool] = field(default=lambda config: False)

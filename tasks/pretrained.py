@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.family import InputError
+from models.family import InputError, UnreachableError
 from tasks.command import say
 from tasks.storage import file_digest
 
@@ -29,6 +29,7 @@ WRAPPERS = (
 LICENCES = {  # by prefix of the name on the hub
     "MCG-NJU/videomae": "CC-BY-NC-4.0, no commercial use",
     "google/vit": "Apache-2.0",
+    "timm/resnet": "BSD-3-Clause (torchvision's weights)",
     "google-bert/": "Apache-2.0",
     "bert-base": "Apache-2.0",
     "openai/clip": "MIT",
@@ -42,7 +43,7 @@ def load_state(name: str) -> tuple[Mapping[str, Tensor], str]:
 
     `name` is a folder as transformers writes it, a .safetensors / .bin / .pt / .pth file, or a name on the hub such as
     google/vit-base-patch16-224-in21k. HF_HUB_OFFLINE=1 keeps the hub out. InputError where nothing is found, a file is
-    broken, or it holds more than tensors.
+    broken, or it holds more than tensors; UnreachableError where only the hub could tell and it does not answer.
     """
     files, origin = _find(name)
     state = {key: value for file in files for key, value in _read(file).items()}
@@ -99,9 +100,9 @@ def _from_hub(name: str) -> tuple[list[Path], str]:
 
     advice = "bring the folder and name it in params.yaml, or write none"
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{name}: not in the Hugging Face cache and HF_HUB_OFFLINE is set; {advice}")
+        raise UnreachableError(f"{name}: not in the Hugging Face cache and HF_HUB_OFFLINE is set; {advice}")
     if not _is_reachable(constants.ENDPOINT):
-        raise InputError(f"{name}: not in the Hugging Face cache and the hub cannot be reached; {advice}")
+        raise UnreachableError(f"{name}: not in the Hugging Face cache and the hub cannot be reached; {advice}")
 
     def locate(file: str) -> Path:
         return Path(hf_hub_download(name, file, etag_timeout=TIMEOUT, endpoint=constants.ENDPOINT))
@@ -110,7 +111,9 @@ def _from_hub(name: str) -> tuple[list[Path], str]:
         try:
             return list(_parts(locate(file), locate)), "the Hugging Face hub"
         except LocalEntryNotFoundError as error:  # the connection broke; a kind of EntryNotFoundError
-            raise InputError(f"{name}: the hub did not deliver: {' '.join(str(error).split())}; {advice}") from None
+            raise UnreachableError(
+                f"{name}: the hub did not deliver: {' '.join(str(error).split())}; {advice}"
+            ) from None
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:

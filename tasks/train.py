@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import models
-from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample
+from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample, UnreachableError
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
@@ -74,7 +74,9 @@ def read_facts(family: str, dataset: str) -> Facts:
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.stores {dataset}`")
     stats = json.loads(path.read_text())
-    return Facts(models.load(family).labels(train), stats["mel_mean"], stats["mel_std"])
+    labels = models.load(family).labels(train)
+    counts = {head: [sum(clip.get(head) == name for clip in train) for name in names] for head, names in labels.items()}
+    return Facts(labels, stats["mel_mean"], stats["mel_std"], counts)
 
 
 def open_clips(job: Job, split: str, training: bool) -> Clips:
@@ -86,8 +88,44 @@ def open_clips(job: Job, split: str, training: bool) -> Clips:
 # --- where the weights start ---------------------------------------------------------------------------------------------
 
 
-def start(job: Job) -> tuple[nn.Module, dict[str, Any], list[str]]:
-    """The module at its start, how that came about for bundle.json, and lines that say so."""
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Third-party weights of one slot."""
+
+    slot: str
+    name: str
+    kind: str  # for bundle.json: the name and what its bytes were, none, or what was built instead
+    state: Mapping[str, Tensor] | None
+
+
+def find_weights(job: Job) -> tuple[Job, list[Weights]]:
+    """The weights that the phase names, before anything is built; and the job, changed where the phase has a fallback.
+
+    A wrong name or file is an InputError. Only where the network is to blame does a fallback help, and it says so.
+    """
+    found: list[Weights] = []
+    for slot, name in job.phase.pretrained(job.config).items() if job.settings.start_from == "none" else ():
+        if name == "none":
+            found.append(Weights(slot, name, "none", None))
+            continue
+        try:
+            state, kind = pretrained.load_state(name)
+            found.append(Weights(slot, name, kind, state))
+        except UnreachableError as error:
+            config = job.phase.fallback(job.config, slot)
+            if config is None:
+                raise
+            say(
+                f"WARNING: {error}. Training goes on with the fallback that params.yaml names for {slot}, from random weights"
+            )
+            job = dataclasses.replace(job, config=config)
+            found.append(Weights(slot, name, f"none: fallback, as {name} could not be had", None))
+    return job, found
+
+
+def start(job: Job) -> tuple[Job, nn.Module, dict[str, Any], list[str]]:
+    """The job as it can be done, its module at the start, how that came about for bundle.json, and lines that say so."""
+    job, found = find_weights(job)
     torch.manual_seed(job.settings.seed)
     module = job.phase.build(job.config, job.facts)
     source = job.settings.start_from
@@ -97,24 +135,23 @@ def start(job: Job) -> tuple[nn.Module, dict[str, Any], list[str]]:
         report = earlier.load_into(module, job.phase.fresh)
         digest = storage.file_digest(earlier.path)
         origin = {"started_from": {"phase": earlier.phase, "sha256": digest}, "pretrained": earlier.meta["pretrained"]}
-        return module, origin, [f"starting from {folder}: {report}"]
-    kinds, lines = {}, []
-    for slot, name in job.phase.pretrained(job.config).items():
-        kinds[slot] = "none"
-        if name != "none":
-            report, kinds[slot] = _load_pretrained(job.phase, module, slot, name)
-            lines.append(f"{slot} from {name} ({kinds[slot]}): {report}")
-    return module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
+        return job, module, origin, [f"starting from {folder}: {report}"]
+    kinds = {weights.slot: weights.kind for weights in found}
+    lines = [
+        f"{weights.slot} from {weights.name} ({weights.kind}): {_load_pretrained(job.phase, module, weights)}"
+        for weights in found
+        if weights.state is not None
+    ]
+    return job, module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
 
 
-def _load_pretrained(phase: Phase, module: nn.Module, slot: str, name: str) -> tuple[LoadReport, str]:
-    assert phase.load_pretrained is not None, "a phase that names weights must say how they go in"
-    state, kind = pretrained.load_state(name)
+def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> LoadReport:
+    assert phase.load_pretrained is not None and weights.state is not None, "named weights must say how they go in"
     try:
-        return phase.load_pretrained(module, slot, state), kind
+        return phase.load_pretrained(module, weights.slot, weights.state)
     except InputError as error:
         raise InputError(
-            f"{name} does not fit ({error}); name another checkpoint, or change the model section"
+            f"{weights.name} does not fit ({error}); name another checkpoint, or change the model section"
         ) from None
 
 
@@ -165,7 +202,7 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
 def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     """Train to the end and write the bundle; the resume state goes when the bundle is there."""
     seed(job.settings, place)
-    module, origin, lines = start(job)
+    job, module, origin, lines = start(job)
     work = work_folder(job, origin)
     for line in lines if place.leader else []:
         say(line)
