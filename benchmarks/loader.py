@@ -30,8 +30,8 @@ import torch
 from ruamel.yaml import YAML
 
 from models.family import Batch, ClipSpec, Facts, Sample
+from models.samples import Augmentation
 from models.t3av import FAMILY
-from models.t3av.config import Augmentation
 from tasks import clean, download, params, storage, stores, subset, train
 from tasks.data import manifest
 from tasks.data.audio import FULL_SCALE

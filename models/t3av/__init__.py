@@ -5,8 +5,9 @@ from __future__ import annotations
 from models.family import Family, Phase
 from models.metrics import Classification, MeanMetric
 from models.metrics import Contrastive as Retrieval
+from models.samples import Augmentation
 from models.t3av import answers, data, evaluation
-from models.t3av.config import Augmentation, ContrastiveConfig, FinetuneConfig, PretrainConfig
+from models.t3av.config import ContrastiveConfig, FinetuneConfig, PretrainConfig
 from models.t3av.model import Contrastive, Finetune, Pretrain, is_frozen, tiny_model
 from models.t3av.weights import load_vit
 

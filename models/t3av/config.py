@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from models.family import InputError
 from models.masking import SoundMode, VideoMode
+from models.samples import Augmentation
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,6 @@ class ModelConfig:
     num_mel_bins: int
     bb_layers: int
     bb_heads: int
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Section `augment` of a phase: what training sees of a clip."""
-
-    min_area: float  # of the random crop; 1 = the middle crop, no flip
-    time_mask: int  # widest SpecAugment band, in mel frames; 0 = none
-    freq_mask: int  # in mel bins
-    gain: float  # dB up or down
-    roll: bool  # turn the waveform by a random length
-    modality_dropout: float  # probability that a clip loses one of its two modalities
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,3 @@ class Trunk(nn.Module):
         self.video_encoder = VideoEncoder(config)
         self.audio_encoder = AudioEncoder(config, facts)
         self.backbone = Backbone(config)
-
-
-def initialise(module: nn.Module) -> None:
-    """Xavier-uniform for linear layers, zero biases, as MAE has it."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)

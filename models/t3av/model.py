@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import Block
+from models.attention import Block, initialise
 from models.embed import MaskToken, sincos, sincos_grid, take
 from models.family import Batch, Facts
 from models.losses import gather_rows, has_collapsed, info_nce, reconstruction
@@ -23,7 +23,7 @@ from models.t3av.config import (
     sound_grid,
     video_grid,
 )
-from models.t3av.encoders import Trunk, initialise
+from models.t3av.encoders import Trunk
 
 
 def features(trunk: Trunk, batch: Batch) -> tuple[Tensor, Tensor]:
