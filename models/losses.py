@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -62,3 +63,26 @@ def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:
     cosine = (unit.sum(0).square().sum() - unit.square().sum()) / pairs
     chance = torch.log(torch.tensor(float(max(num, 2)), device=loss.device))
     return ((cosine > 0.95) | ((loss - chance).abs() < 0.01 * chance)).float()
+
+
+def effective_number(counts: Sequence[int], beta: float) -> Tensor:
+    """(C,) weights (1 - beta) / (1 - beta^n) of classes with n clips (Cui et al. 2019), scaled so that the mean clip has 1."""
+    number = torch.tensor(counts, dtype=torch.float64)
+    weights = (1 - beta) / (1 - beta**number)
+    return (weights * number.sum() / (weights * number).sum()).float()
+
+
+def log_prior(counts: Sequence[int]) -> Tensor:
+    """(C,) log of the classes' shares, for logit adjustment (Menon et al. 2021): added to the logits in training alone."""
+    number = torch.tensor(counts, dtype=torch.float64)
+    return (number / number.sum()).log().float()
+
+
+def annotated_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    """(B,) cross-entropy of (B, C) logits, 0 for clips that nobody annotated (label -1).
+
+    Its mean over all clips, annotated or not, is what micro-batches and processes can share out without changing it.
+    """
+    return functional.cross_entropy(
+        logits.float(), labels, weights, ignore_index=-1, reduction="none", label_smoothing=smoothing
+    )

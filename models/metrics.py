@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ FULL_NAMES = {
     "top5": "Top-5 accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro-F1",
+    "weighted_f1": "Weighted F1",
+    "mean_macro_f1": "Macro-F1, mean of the heads",
+    "joint_top1": "All heads right",
     "map": "Mean average precision",
     "ece": "Calibration error (ECE)",
     "r1": "R@1",
@@ -30,11 +33,15 @@ COLLAPSED = 0.95  # mean cosine between clips above which an embedding tells not
 
 
 def full_name(name: str) -> str:
-    """A metric's name as people write it: `audio_top1` is "Top-1 accuracy, audio only"."""
+    """A metric's name as people write it: `audio_species_top1` is "Top-1 accuracy, species, audio only"."""
+    if name in FULL_NAMES:
+        return FULL_NAMES[name]
     first, _, rest = name.partition("_")
-    if first in HIDING and rest in FULL_NAMES:
-        return f"{FULL_NAMES[rest]}, {HIDING[first]}"
-    return FULL_NAMES.get(name, name.replace("_", " "))
+    if first in HIDING and (rest in FULL_NAMES or rest.partition("_")[2] in FULL_NAMES):
+        return f"{full_name(rest)}, {HIDING[first]}"
+    if rest in FULL_NAMES:
+        return f"{FULL_NAMES[rest]}, {first}"
+    return name.replace("_", " ")
 
 
 class MeanMetric:
@@ -82,6 +89,27 @@ class Classification:
             "macro_f1": macro_f1(counts),
             "loss": float(functional.cross_entropy(logits.double(), truth)),
         }
+
+
+class HeadScores:
+    """Scores predictions["<head>_logits"] (B, C) against batch[head] (B,) for several heads; label -1 does not count."""
+
+    def __init__(self, num_classes: Mapping[str, int]) -> None:
+        self.heads = {head: Classification(head, num) for head, num in num_classes.items()}
+
+    def update(self, predictions: Batch, batch: Batch) -> None:
+        """Take one batch."""
+        for head, scores in self.heads.items():
+            known = batch[head] >= 0
+            scores.update({"logits": predictions[f"{head}_logits"][known]}, {head: batch[head][known]})
+
+    def compute(self) -> dict[str, float]:
+        """<head>_top1, <head>_macro_f1, <head>_loss, and mean_macro_f1 over the heads; NaN for a head without a label."""
+        found: dict[str, float] = {}
+        for head, scores in self.heads.items():
+            values = scores.compute() if sum(map(len, scores.truth)) else {}
+            found |= {f"{head}_{name}": values.get(name, float("nan")) for name in ("top1", "macro_f1", "loss")}
+        return found | {"mean_macro_f1": float(np.mean([found[f"{head}_macro_f1"] for head in self.heads]))}
 
 
 class Contrastive:
@@ -142,6 +170,12 @@ def balanced_accuracy(counts: np.ndarray) -> float:
 def macro_f1(counts: np.ndarray) -> float:
     """Mean F1 over the classes that occur in the truth."""
     return float(precision_recall_f1(counts)[2][counts.sum(1) > 0].mean())
+
+
+def weighted_f1(counts: np.ndarray) -> float:
+    """Mean F1 over the classes, weighted by how often they occur in the truth."""
+    support = counts.sum(1)
+    return float(precision_recall_f1(counts)[2] @ support / support.sum())
 
 
 def average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -19,7 +19,11 @@ from tasks.engine.loop import Training
 
 PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
 # One annotation a clip as the family's dataset writes it; a family whose annotations look otherwise adds its own kind.
-ANNOTATIONS = [{"label": "dog barking"}, {"label": "bee, wasp, etc. buzzing"}]
+ANNOTATIONS = [
+    {"label": "dog barking", "species": "red_deer", "activity": "foraging"},
+    {"label": "bee, wasp, etc. buzzing", "species": "fox", "activity": None},
+    {"label": "dog barking", "species": None, "activity": "resting"},
+]
 CLIPS = 4
 
 

@@ -9,13 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
-from models import metrics
-from models.family import ClipInfo, Evaluation, Example, InputError, Results, Table
+from models import metrics, scoring
+from models.family import ClipInfo, Evaluation, Example, Results, Table
 
-HIDDEN = {"": "", "audio": "video", "video": "audio"}  # metric prefix -> the modality to hide
-NUM_EXAMPLES = 12
 MEASURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "map", "ece")
 PROBES = {
     "probe_a": "linear probe, audio",
@@ -31,7 +28,7 @@ def evaluate(run: Evaluation) -> Results:
     """Score the test split once: all numbers flat, in [0, 1] unless they are counts or ranks."""
     labels, clips = run.facts.labels["label"], run.clips("test")
     truth = _truth(clips, labels)
-    scores = {prefix: _probabilities(run, drop) for prefix, drop in HIDDEN.items()}
+    scores = {prefix: scoring.probabilities(run, drop) for prefix, drop in scoring.HIDDEN.items()}
     scores["late"] = (scores["audio"] + scores["video"]) / 2
     values, tables = _modalities(run, scores, truth)
     for part in (_retrieval(run), _pretraining(run)):
@@ -39,8 +36,8 @@ def evaluate(run: Evaluation) -> Results:
         tables |= part[1]
     both = scores[""]
     tables |= {
-        "per_class": _per_class(both, truth, labels),
-        "confusion": _confusion(both, truth, labels),
+        "per_class": scoring.per_class(both, truth, labels, "Per class"),
+        "confusion": scoring.confusion(both, truth, labels, "Confusion of classes"),
         "predictions": _predictions(both, truth, labels, clips),
     }
     return Results(values, tables, _examples(both, truth, labels, clips))
@@ -51,56 +48,24 @@ def top1(predictions: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     return metrics.weighted_mean((predictions["truth"] == predictions["prediction_1"]).to_numpy())
 
 
-def _probabilities(run: Evaluation, drop: str) -> np.ndarray:
-    """(N, C) of the test clips, with one modality hidden where `drop` names it."""
-    logits = run.predict("finetune", "test", drop=drop)["logits"].astype(np.float64)
-    lost = np.flatnonzero(~np.isfinite(logits).all(1))
-    if len(lost):
-        clip = run.clips("test")[lost[0]].id
-        raise InputError(f"the finetune checkpoint answers clip {clip} with NaN: it diverged; train it at a lower lr")
-    return softmax(logits, axis=1)
-
-
 def _truth(clips: Sequence[ClipInfo], labels: Sequence[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(labels)}
-    for clip in clips:
-        if clip.annotation["label"] not in index:
-            known = ", ".join(labels)
-            raise InputError(f"clip {clip.id}: label {clip.annotation['label']!r} was not in training; known: {known}")
-    return np.array([index[clip.annotation["label"]] for clip in clips])
+    return scoring.class_indices(clips, "label", labels)
 
 
 # --- classification and the share of each modality --------------------------------------------------------------------
-
-
-def _scores(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    counts = metrics.confusion(truth, probabilities.argmax(1), probabilities.shape[1])
-    return {
-        "top1": float(metrics.top_k(probabilities, truth, 1).mean()),
-        "top5": float(metrics.top_k(probabilities, truth, 5).mean()),
-        "balanced_accuracy": metrics.balanced_accuracy(counts),
-        "macro_f1": metrics.macro_f1(counts),
-        "map": float(np.nanmean(metrics.average_precisions(probabilities, truth))),
-        "ece": metrics.calibration_error(probabilities, truth),
-    }
 
 
 def _modalities(
     run: Evaluation, scores: dict[str, np.ndarray], truth: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Table]]:
     """Both, audio only, video only and their late fusion, and what each modality is worth."""
-    each = {prefix: _scores(probabilities, truth) for prefix, probabilities in scores.items()}
+    each = {prefix: scoring.scores(probabilities, truth) for prefix, probabilities in scores.items()}
     hits = {prefix: metrics.top_k(probabilities, truth, 1) for prefix, probabilities in scores.items()}
     values = {f"{prefix}_{name}".lstrip("_"): each[prefix][name] for prefix in each for name in MEASURES}
     values |= _intervals(run, scores[""], hits, truth)
     values |= {"num_clips": float(len(truth)), "majority_top1": _majority(run, truth)}
     shares, tables = _shares(hits, values)
-    columns = {"both": "", "audio only": "audio", "video only": "video", "late fusion": "late"}
-    frame = pd.DataFrame({"measure": [metrics.full_name(name) for name in MEASURES]}).assign(
-        **{title: [each[prefix][name] for name in MEASURES] for title, prefix in columns.items()}
-    )
-    note = "The same fine-tuned model each time. Late fusion: the mean of audio-only and video-only probabilities."
-    modalities = Table("With both modalities, and with one hidden", frame, note, "bars")
+    modalities = scoring.modality_table(each, MEASURES, "With both modalities, and with one hidden")
     return values | shares, {"modalities": modalities} | tables
 
 
@@ -109,24 +74,10 @@ def _shares(hits: dict[str, np.ndarray], values: dict[str, float]) -> tuple[dict
     both, neither = values["top1"], values["majority_top1"]
     split = metrics.shapley(both, values["audio_top1"], values["video_top1"], neither)
     astray = metrics.modality_confusion(hits[""], hits["audio"], hits["video"])
-    parts = {
-        "most frequent class": neither,
-        "audio adds": split["shapley_audio"],
-        "video adds": split["shapley_video"],
-        "both": both,
-    }
-    clips = [round(share * len(hits[""])) for share in astray.values()]
-    harmed = {"right with": ["audio", "video", "each alone"], "clips": clips, "share": list(astray.values())}
     return split | astray, {
-        "shapley": Table(
-            "What each modality adds to top-1 accuracy",
-            pd.DataFrame({"part": list(parts), "top-1 accuracy": list(parts.values())}),
-            "Two-player Shapley split: the first three rows add up to the last.",
-        ),
-        "modality_confusion": Table(
-            "Right with one modality, wrong with both",
-            pd.DataFrame(harmed),
-            "Clips on which the other modality did harm (modality confusion, as VGGSounder counts it).",
+        "shapley": scoring.shapley_table(split, both, neither, "top-1 accuracy"),
+        "modality_confusion": scoring.confusion_of_modalities(
+            astray, len(hits[""]), "Right with one modality, wrong with both"
         ),
     }
 
@@ -232,23 +183,6 @@ def _present(features: np.ndarray) -> np.ndarray:
 # --- tables and examples ----------------------------------------------------------------------------------------------
 
 
-def _per_class(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]) -> Table:
-    counts = metrics.confusion(truth, probabilities.argmax(1), len(labels))
-    precision, recall, f1 = metrics.precision_recall_f1(counts)
-    frame = pd.DataFrame(
-        {"class": labels, "support": counts.sum(1), "precision": precision, "recall": recall, "F1": f1}
-    )
-    frame["AP"] = metrics.average_precisions(probabilities, truth)
-    return Table("Per class", frame, "Both modalities. AP is one-vs-rest; empty where the test split lacks the class.")
-
-
-def _confusion(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]) -> Table:
-    counts = metrics.confusion(truth, probabilities.argmax(1), len(labels))
-    frame = pd.DataFrame(counts, columns=labels)
-    frame.insert(0, "truth", labels, allow_duplicates=True)
-    return Table("Confusion of classes", frame, "Rows are the truth, columns what was predicted.", "confusion")
-
-
 def _predictions(probabilities: np.ndarray, truth: np.ndarray, labels: list[str], clips: Sequence[ClipInfo]) -> Table:
     names, best = np.array(labels, dtype=object), np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
     frame = pd.DataFrame({"clip": [c.id for c in clips], "group": [c.group for c in clips], "truth": names[truth]})
@@ -261,14 +195,8 @@ def _predictions(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]
 def _examples(
     probabilities: np.ndarray, truth: np.ndarray, labels: list[str], clips: Sequence[ClipInfo]
 ) -> list[Example]:
-    """Up to half are the most confident mistakes; the others are right answers spread evenly over the split."""
-    hit, confidence = metrics.top_k(probabilities, truth, 1), probabilities.max(1)
-    wrong = np.flatnonzero(~hit)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: NUM_EXAMPLES // 2]
-    right = np.flatnonzero(hit)
-    right = right[np.linspace(0, len(right) - 1, min(NUM_EXAMPLES - len(wrong), len(right))).astype(int)]
     examples = []
-    for row in [*right, *wrong]:
+    for row in scoring.choose_examples(metrics.top_k(probabilities, truth, 1), probabilities.max(1)):
         best = np.argsort(-probabilities[row], kind="stable")[:5]
         predictions = [(labels[i], float(probabilities[row, i])) for i in best]
         examples.append(Example(clips[row].id, labels[truth[row]], predictions))

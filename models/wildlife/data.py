@@ -1,0 +1,66 @@
+"""wildlife's samples: what the loader's workers make of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from models.family import Batch, ClipSpec, Facts, InputError, Sample
+from models.samples import MediaShape, media
+from models.wildlife.config import HEADS, FinetuneConfig, ModelConfig, mel_frames
+
+
+def clip(config: FinetuneConfig) -> ClipSpec:
+    """What is read of a clip."""
+    video, audio = config.model.video_encoder, config.model.audio_encoder
+    return ClipSpec(video.num_frames, audio.sample_rate, audio.audio_duration)
+
+
+def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The sorted species and activities of the training clips; clips that lack one say nothing of it."""
+    found = {head: sorted({clip[head] for clip in annotations if clip[head] is not None}) for head in HEADS}
+    for head, names in found.items():
+        if not names:
+            raise InputError(f"no clip of the train split has its {head} annotated; both heads need some")
+    return found
+
+
+def class_index(annotation: Mapping[str, Any], head: str, facts: Facts, where: str) -> int:
+    """Position of a head's class, -1 where it is not annotated; InputError for one that training never saw."""
+    name, known = annotation[head], facts.labels[head]
+    if name is None:
+        return -1
+    if name not in known:
+        raise InputError(f"clip {where}: {head} {name!r} is not among the {len(known)} of training: {known}")
+    return known.index(name)
+
+
+def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[[Sample], Batch]:
+    """Pictures, waveform, both labels.
+
+    Modality dropout only hides: the tensors stay, so that the batch norm of the audio encoder never learns from silence
+    that no clip has.
+    """
+    shape, bcthw = media_shape(config.model), config.model.video_encoder.layout == "bcthw"
+
+    def apply(sample: Sample) -> Batch:
+        batch = media(sample, shape, config.augment if training else None)
+        whole = sample.frames is not None and sample.wave is not None
+        if training and whole and sample.rng.random() < config.augment.modality_dropout:
+            batch["has_video" if sample.rng.random() < 0.5 else "has_audio"] = torch.tensor(False)
+        if bcthw:
+            batch["frames"] = batch["frames"].transpose(0, 1).contiguous()
+        if sample.annotation:
+            batch |= {head: torch.tensor(class_index(sample.annotation, head, facts, sample.id)) for head in HEADS}
+        return batch
+
+    return apply
+
+
+def media_shape(model: ModelConfig) -> MediaShape:
+    """The sizes of the batch's tensors."""
+    video, audio = model.video_encoder, model.audio_encoder
+    num_samples = round(audio.sample_rate * audio.audio_duration)
+    return MediaShape(video.num_frames, video.frame_size, num_samples, mel_frames(audio), audio.num_mel_bins)
