@@ -20,6 +20,7 @@ from tasks.command import say
 from tasks.storage import file_digest
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # in order of preference
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 WRAPPERS = (
     "model",
     "module",
@@ -63,9 +64,14 @@ def _find(name: str) -> tuple[list[Path], str]:
             if (local / file).exists():
                 return list(_parts(local / file, lambda part: local / part)), "a local folder"
         raise InputError(f"{name}: no {', '.join(FILES)} in this folder")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.suffix in SUFFIXES or _is_below_a_folder(local):
         raise InputError(f"{name}: no such folder; give a folder, a weights file, a name on the hub, or none")
     return _from_cache(name) or _from_hub(name)
+
+
+def _is_below_a_folder(local: Path) -> bool:
+    """Whether a name such as weights/vit can only be meant for this machine, because the folder weights is here."""
+    return local.parent != Path() and local.parent.is_dir()
 
 
 def _parts(file: Path, locate: Callable[[str], Path]) -> Iterator[Path]:

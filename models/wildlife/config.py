@@ -52,7 +52,7 @@ class ModelConfig:
     fusion_hidden_dim: int
     fusion_num_layers: int
     fusion_num_heads: int
-    fusion_layer: int  # of mbt: the first layer with bottlenecks; fusion_num_layers = late fusion
+    fusion_layer: int  # of mbt: the first layer with bottlenecks, from 0; fusion_num_layers = late fusion
     num_bottlenecks: int  # of mbt
     dropout: float
 
