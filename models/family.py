@@ -35,6 +35,9 @@ class ClipSpec:
     num_frames: int  # picked uniformly over the stored ones; 0 = the phase sees no pictures
     sample_rate: int  # Hz, of the waveform handed over
     audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
+    takes_mel: bool = (
+        False  # of clips that were prepared elsewhere the phase takes a spectrogram in place of the waveform
+    )
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Sample:
     wave: np.ndarray | None  # (N,) float32 in [-1, 1], mono, N <= sample_rate * audio_seconds (not padded)
     annotation: Mapping[str, Any]  # as the dataset's format module wrote it into the manifest
     rng: np.random.Generator  # seeded by (seed, epoch, clip): the only source of randomness of a transform
+    # (frames, mel) float32 in place of `wave`, whole and in units of its own (Facts has their mean): only with takes_mel
+    mel: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

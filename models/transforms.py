@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.family import InputError
+
 FLOOR = float(torch.finfo(torch.float32).eps)
 WINDOW, SHIFT = 0.025, 0.010  # seconds
 
@@ -64,6 +66,21 @@ def standardise(mel: Tensor, num_frames: Tensor, mean: float, deviation: float) 
     """(x - mean) / deviation of (B, frames, mel); frames past `num_frames` (B,) become 0, which is the average sound."""
     inside = torch.arange(mel.shape[1], device=mel.device) < num_frames[:, None]
     return (mel - mean) / deviation * inside[:, :, None]
+
+
+def fit_mel(mel: np.ndarray, num_frames: int, num_mel_bins: int, where: str) -> tuple[Tensor, Tensor]:
+    """(frames, mel) made elsewhere -> (num_frames, mel) float32 filled up with zeros, and its true length as int64.
+
+    InputError, naming the clip by `where`, for another number of bins and for more frames than the model takes.
+    """
+    if mel.shape[1] != num_mel_bins or len(mel) > num_frames:
+        raise InputError(
+            f"{where}: the spectrogram has {len(mel)} frames of {mel.shape[1]} mel bins, the model takes up to {num_frames} "
+            f"of {num_mel_bins}; set num_mel_bins to {mel.shape[1]} and audio_duration (10 ms a frame) to what holds them"
+        )
+    fitted = torch.zeros(num_frames, num_mel_bins)
+    fitted[: len(mel)] = torch.from_numpy(mel)
+    return fitted, torch.tensor(len(mel))
 
 
 def hide_bands(mel: Tensor, bands: Tensor) -> Tensor:

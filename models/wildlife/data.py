@@ -9,13 +9,14 @@ import torch
 
 from models.family import Batch, ClipSpec, Facts, InputError, Sample
 from models.samples import MediaShape, media
+from models.transforms import fit_mel
 from models.wildlife.config import HEADS, FinetuneConfig, ModelConfig, mel_frames
 
 
 def clip(config: FinetuneConfig) -> ClipSpec:
-    """What is read of a clip."""
+    """What is read of a clip; the seed's own spectrograms will do in place of a waveform."""
     video, audio = config.model.video_encoder, config.model.audio_encoder
-    return ClipSpec(video.num_frames, audio.sample_rate, audio.audio_duration)
+    return ClipSpec(video.num_frames, audio.sample_rate, audio.audio_duration, takes_mel=True)
 
 
 def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -38,7 +39,7 @@ def class_index(annotation: Mapping[str, Any], head: str, facts: Facts, where: s
 
 
 def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[[Sample], Batch]:
-    """Pictures, waveform, both labels.
+    """Pictures, waveform (or `mel` where that was prepared elsewhere), both labels.
 
     Modality dropout only hides: the tensors stay, so that the batch norm of the audio encoder never learns from silence
     that no clip has.
@@ -47,8 +48,18 @@ def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[
 
     def apply(sample: Sample) -> Batch:
         batch = media(sample, shape, config.augment if training else None)
-        whole = sample.frames is not None and sample.wave is not None
-        if training and whole and sample.rng.random() < config.augment.modality_dropout:
+        if sample.mel is not None:
+            del batch["wave"], batch["wave_length"]
+            batch["mel"], batch["mel_length"] = fit_mel(
+                sample.mel, shape.mel_frames, shape.num_mel_bins, f"clip {sample.id}"
+            )
+            batch["has_audio"] = torch.tensor(True)
+        if (
+            training
+            and batch["has_video"]
+            and batch["has_audio"]
+            and sample.rng.random() < config.augment.modality_dropout
+        ):
             batch["has_video" if sample.rng.random() < 0.5 else "has_audio"] = torch.tensor(False)
         if bcthw:
             batch["frames"] = batch["frames"].transpose(0, 1).contiguous()

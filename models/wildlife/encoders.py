@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from models.attention import Block, initialise
 from models.embed import sincos, video_patches
-from models.family import Facts
+from models.family import Batch, Facts
 from models.transforms import LogMel, hide_bands, standardise
 from models.wildlife.config import AudioConfig, ModelConfig, VideoConfig, mel_frames, video_grid
 
@@ -158,17 +158,24 @@ class AudioEncoder(nn.Module):
         self.resnet.conv1 = nn.Conv2d(1, stem.out_channels, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(self.resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
 
-    def picture(self, wave: Tensor, length: Tensor, bands: Tensor | None = None) -> Tensor:
-        """(B, N) waveform with `length` (B,) true samples -> (B, 1, mel, columns), standardised; silence after the end is 0."""
-        mel = self.mel(wave)[:, : self.num_frames]
-        valid = ((length - self.mel.length) // self.mel.shift + 1).clamp(min=0)
+    def picture(self, batch: Batch) -> Tensor:
+        """(B, 1, mel, columns), standardised; what follows the end of a sound is 0.
+
+        Of `wave` (B, N) with `wave_length` (B,), or of `mel` (B, frames, mel) with `mel_length` (B,) as it was prepared;
+        `bands` (B, 4) are hidden where there are any.
+        """
+        if "mel" in batch:
+            mel, valid = batch["mel"], batch["mel_length"]
+        else:
+            mel = self.mel(batch["wave"])[:, : self.num_frames]
+            valid = ((batch["wave_length"] - self.mel.length) // self.mel.shift + 1).clamp(min=0)
         mel = standardise(mel, valid, self.mean, self.deviation)
-        mel = mel if bands is None else hide_bands(mel, bands)
+        mel = hide_bands(mel, batch["bands"]) if "bands" in batch else mel
         return functional.avg_pool1d(mel.transpose(1, 2), self.step)[:, None]
 
-    def forward(self, wave: Tensor, length: Tensor, bands: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens, in order of pitch, time, and the pooled vector."""
         net = self.resnet
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self.picture(wave, length, bands)))))
+        x = net.maxpool(net.relu(net.bn1(net.conv1(self.picture(batch)))))
         tokens = net.layer4(net.layer3(net.layer2(net.layer1(x)))).flatten(2).transpose(1, 2)
         return tokens, tokens.mean(1)

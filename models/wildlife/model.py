@@ -35,7 +35,7 @@ class Finetune(nn.Module):
     def encode(self, batch: Batch) -> Batch:
         """What precedes the fusion: each encoder's pooled vector, and its tokens where the fusion reads them."""
         seen, video = self.video_encoder(batch["frames"])
-        heard, audio = self.audio_encoder(batch["wave"], batch["wave_length"], batch.get("bands"))
+        heard, audio = self.audio_encoder(batch)
         features = {"video_feature": video, "audio_feature": audio}
         return features if self.fusion.pooled else features | {"video_tokens": seen, "audio_tokens": heard}
 

@@ -303,11 +303,10 @@ def test_summed_stem_hears_what_a_grey_picture_shows() -> None:
     assert not report.fresh
     assert report.dropped == ["fc.bias", "fc.weight"]
     peer.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    wave = torch.randn(2, 8000)
-    length = torch.tensor([8000, 4000])
-    grey = encoder.picture(wave, length).expand(-1, 3, -1, -1)
+    sound = {"wave": torch.randn(2, 8000), "wave_length": torch.tensor([8000, 4000])}
+    grey = encoder.picture(sound).expand(-1, 3, -1, -1)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(wave, length)[1], peer(grey), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder(sound)[1], peer(grey), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("frames", [2, 9, 16])
@@ -430,6 +429,28 @@ def test_labels_and_what_is_not_annotated() -> None:
         transform(Sample("x", None, None, {"species": "lynx", "activity": None}, np.random.default_rng(0)))
     with pytest.raises(InputError, match="its activity annotated"):
         FAMILY.labels(clips[:1])
+
+
+def test_spectrograms_prepared_elsewhere_are_heard_as_they_are() -> None:
+    module = build()
+    waves = batch(module.config)
+    encoder = module.audio_encoder
+    transform = PHASE.transform(PHASE.tiny, FACTS, False)
+    mels = encoder.mel(waves["wave"]).numpy()
+
+    def sample(i: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng(i)
+        frames = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+        return transform(Sample(str(i), frames, None, {"species": "fox", "activity": None}, rng, mels[i]))
+
+    prepared = stack([sample(i) for i in range(4)])
+    assert "wave" not in prepared and prepared["has_audio"].all()
+    with torch.no_grad():
+        torch.testing.assert_close(module(prepared)["species_logits"], module(waves)["species_logits"])
+    with pytest.raises(InputError, match="num_mel_bins to 8"):
+        transform(
+            Sample("x", None, None, {"species": "fox", "activity": None}, np.random.default_rng(0), mels[0, :, :8])
+        )
 
 
 def test_modality_dropout_hides_and_keeps_the_tensors() -> None:
