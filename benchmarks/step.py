@@ -1,8 +1,11 @@
-"""What one pre-training step costs: ours against the same step without token dropping and against transformers' peers.
+"""What a step costs.
 
-    python benchmarks/step.py [t3av] [--repeats 5] [--amp]
+    python benchmarks/step.py [t3av | wildlife] [--repeats 5] [--amp]
 
-A step is forward and backward on random pixels and random weights. Each pair is timed in turns, so that whatever else the
+t3av: a pre-training step against the same step without token dropping and against transformers' peers.
+wildlife: the bottleneck fusion against as many layers of full attention over the tokens of both modalities.
+
+A step is forward and backward on random inputs and random weights. Each pair is timed in turns, so that whatever else the
 machine does meets both alike; figures are medians, ratios hold within a run only. The peers get float pixels already
 normalised, ours starts from uint8 frames and does that inside.
 """
@@ -15,11 +18,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
+from models.attention import Block
 from models.embed import take
 from models.family import Batch, Facts
 from models.losses import reconstruction
@@ -27,6 +32,9 @@ from models.masking import mask_sound, mask_video
 from models.t3av import FAMILY
 from models.t3av.config import ModelConfig, PretrainConfig, sound_grid, video_grid
 from models.t3av.model import Decoder, Pretrain
+from models.wildlife.config import ModelConfig as WildlifeConfig
+from models.wildlife.fusion import MODALITIES, Bottleneck, Streams
+from models.wildlife.model import tiny_model
 
 FACTS = Facts({"label": []}, -5.0, 4.5)
 Step = Callable[[], Tensor]  # returns the loss
@@ -197,6 +205,66 @@ def benchmark_t3av(repeats: int, amp: bool) -> None:
         compare(title, images, whole(module, batch), build_vitmae(config, batch), 1.0, repeats, amp)
 
 
+# --- wildlife ------------------------------------------------------------------------------------------------------------
+
+
+class FullAttention(nn.Module):
+    """What a bottleneck saves: the same entrance, then layers in which all tokens of both attend to all.
+
+    One set of weights for both modalities, so that it has the fewer kernels to launch; operations a token are as many.
+    """
+
+    def __init__(self, config: WildlifeConfig, entrance: Bottleneck) -> None:
+        super().__init__()
+        self.entrance = [entrance]  # in a list: its weights are not this module's
+        dim, heads = config.fusion_hidden_dim, config.fusion_num_heads
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(config.fusion_num_layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, given: Streams) -> Tensor:
+        """(B, N, D) a modality -> (B, dim)."""
+        x = torch.cat(list(self.entrance[0].embed(given).values()), 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(1)
+
+
+def build_fusion(seconds: float, layers: int, fusion_layer: int, bottlenecks: int) -> WildlifeConfig:
+    """The sizes of the `mammalps` preset: VideoMAE-B's 1,568 tokens and the map of a ResNet-18 on 128 mel bins."""
+    tiny = tiny_model()
+    return replace(
+        tiny,
+        video_encoder=replace(tiny.video_encoder, num_frames=16, frame_size=224, patch_size=16, tubelet=2),
+        audio_encoder=replace(tiny.audio_encoder, audio_duration=seconds, num_mel_bins=128),
+        fusion_hidden_dim=512,
+        fusion_num_heads=8,
+        fusion_num_layers=layers,
+        fusion_layer=fusion_layer,
+        num_bottlenecks=bottlenecks,
+    )
+
+
+def benchmark_wildlife(repeats: int, amp: bool) -> None:
+    """The preset's four layers, two of them fused, and all of them; with ten seconds of sound and with a minute."""
+    clips, dims = 2, {"video": 768, "audio": 512}
+    for seconds_of_sound in (10.0, 60.0):
+        for fusion_layer in (2, 0):
+            config = build_fusion(seconds_of_sound, 4, fusion_layer, 4)
+            fusion = Bottleneck(config, dims).train()
+            peer = FullAttention(config, fusion).train()
+            places = {m: fusion.places[m].shape[1] for m in MODALITIES}
+            given = {m: torch.randn(clips, places[m], dims[m], requires_grad=True) for m in MODALITIES}
+            present = dict.fromkeys(MODALITIES, torch.ones(clips, dtype=torch.bool))
+            title = f"{places['video']} + {places['audio']} tokens, {4 - fusion_layer} of 4 layers fused"
+            ours, theirs = partial(mean_square, fusion, given, present), partial(mean_square, peer, given)
+            compare(title, clips, ours, theirs, 1.0, repeats, amp)
+
+
+def mean_square(module: nn.Module, *given: Streams) -> Tensor:
+    """A loss that reaches every weight."""
+    return module(*given).square().mean()
+
+
 def whole(module: nn.Module, batch: Batch) -> Step:
     """The training step that the engine makes."""
     return lambda: module(batch)["loss"]
@@ -205,15 +273,17 @@ def whole(module: nn.Module, batch: Batch) -> Step:
 def main() -> None:
     """Time one family's step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", nargs="?", default="t3av", choices=["t3av"])
+    parser.add_argument("family", nargs="?", default="t3av", choices=["t3av", "wildlife"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     kind = "bf16" if arguments.amp else "fp32"
-    print(f"pre-training step, {kind}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
+    what = {"t3av": "pre-training step", "wildlife": "fusion, forward and backward"}[arguments.family]
+    print(f"{what}, {kind}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
     print(f"{'clips/s':<52}{'ours':>9}{'peer':>9}{'ratio':>8}   goal")
-    benchmark_t3av(arguments.repeats, arguments.amp)
+    benchmark = {"t3av": benchmark_t3av, "wildlife": benchmark_wildlife}[arguments.family]
+    benchmark(arguments.repeats, arguments.amp)
 
 
 if __name__ == "__main__":
