@@ -253,8 +253,8 @@ def benchmark_wildlife(repeats: int, amp: bool) -> None:
             fusion = Bottleneck(config, dims).train()
             peer = FullAttention(config, fusion).train()
             places = {m: fusion.places[m].shape[1] for m in MODALITIES}
-            given = {m: torch.randn(clips, places[m], dims[m], requires_grad=True) for m in MODALITIES}
-            present = dict.fromkeys(MODALITIES, torch.ones(clips, dtype=torch.bool))
+            given: Streams = {m: torch.randn(clips, places[m], dims[m], requires_grad=True) for m in MODALITIES}
+            present: Streams = {m: torch.ones(clips, dtype=torch.bool) for m in MODALITIES}
             title = f"{places['video']} + {places['audio']} tokens, {4 - fusion_layer} of 4 layers fused"
             ours, theirs = partial(mean_square, fusion, given, present), partial(mean_square, peer, given)
             compare(title, clips, ours, theirs, 1.0, repeats, amp)
