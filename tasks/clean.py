@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,7 @@ def listed_clips(dataset: str) -> pd.DataFrame:
     table = load_format(params.value("download", dataset, "format")).read(folder).reset_index(drop=True)
     if table.empty:
         raise InputError(f"{folder}: the annotations list no clip")
-    media = PurePosixPath(table["path"].iloc[0]).parts[0]
-    here = "subset" if (folder / media).is_dir() else "raw"
+    here = "subset" if any((folder / path).is_file() for path in table["path"]) else "raw"
     return table.assign(path=[f"{here}/{path}" for path in table["path"]])
 
 

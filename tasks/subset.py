@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,8 @@ from tasks.datasets import load_format
 class Subset:
     """Section `subset.<dataset>` of params.yaml."""
 
-    mode: Literal["all", "counts", "classes"]  # everything; so many of each class; everything of some classes
+    # Everything; so many train and test clips of each class, val to be carved out anew; everything of some classes.
+    mode: Literal["all", "counts", "classes"]
     num_classes: int  # more than there are: a warning, and all of them
     num_train: int  # of each class, in mode counts; a class that has fewer gives all
     num_test: int
@@ -30,28 +31,42 @@ class Subset:
     seed: int
 
 
-def select(table: pd.DataFrame, exists: pd.Series, settings: Subset) -> pd.DataFrame:
-    """The chosen rows: in order of the table for mode all, else class by class, train before test."""
+def select(
+    table: pd.DataFrame, exists: pd.Series, class_of: Callable[[str], str | None], settings: Subset
+) -> pd.DataFrame:
+    """The chosen rows: in order of the table for mode all, else class by class, train before val before test.
+
+    `class_of` gives an annotation's class. Clips without one are in no class.
+    """
     if settings.mode == "all":
         return table
-    labels = table["annotation"].map(_label)
-    chosen = choose_classes(sorted(labels.unique()), settings)
+    labels = table["annotation"].map(class_of)
+    if labels.isna().all():
+        raise InputError("the annotations have no single label to choose by; set subset mode to all")
+    chosen = choose_classes(sorted(labels.dropna().unique()), settings)
     present = table[exists].assign(label=labels[exists])
-    parts: list[pd.DataFrame] = []
-    for label in chosen:
-        rows = present[present["label"] == label]
-        if rows.empty and settings.mode == "classes":
-            say(f"warning: class {label!r} has no clip whose file exists")
-        for split, count in (("train", settings.num_train), ("test", settings.num_test)):
-            found = rows[rows["split"] == split]
-            if settings.mode == "counts":
-                if found.empty and count:
-                    raise InputError(
-                        f"class {label!r} has no {split} clip whose file exists; bring its files or lower num_classes"
-                    )
-                found = found.sample(min(count, len(found)), random_state=settings.seed)
-            parts.append(found)
+    pick = _counted if settings.mode == "counts" else _whole
+    parts = [part for label in chosen for part in pick(label, present[present["label"] == label], settings)]
     return pd.concat(parts).drop(columns="label").reset_index(drop=True)
+
+
+def _counted(label: str, rows: pd.DataFrame, settings: Subset) -> Iterator[pd.DataFrame]:
+    """So many train and test clips of a class."""
+    for split, count in (("train", settings.num_train), ("test", settings.num_test)):
+        found = rows[rows["split"] == split]
+        if found.empty and count:
+            raise InputError(
+                f"class {label!r} has no {split} clip whose file exists; bring its files or lower num_classes"
+            )
+        yield found.sample(min(count, len(found)), random_state=settings.seed)
+
+
+def _whole(label: str, rows: pd.DataFrame, settings: Subset) -> Iterator[pd.DataFrame]:
+    """All clips of a class."""
+    if rows.empty:
+        say(f"warning: class {label!r} has no clip whose file exists")
+    for split in ("train", "val", "test"):
+        yield rows[rows["split"] == split]
 
 
 def choose_classes(known: list[str], settings: Subset) -> list[str]:
@@ -63,13 +78,6 @@ def choose_classes(known: list[str], settings: Subset) -> list[str]:
         return known
     drawn = np.random.default_rng(settings.seed).choice(len(known), settings.num_classes, replace=False)
     return [known[k] for k in sorted(drawn)]
-
-
-def _label(annotation: str) -> str:
-    values = json.loads(annotation)
-    if "label" not in values:
-        raise InputError("the annotations have no single label to choose by; set subset mode to all")
-    return values["label"]
 
 
 def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> tuple[int, int]:
@@ -86,7 +94,7 @@ def subset(dataset: str, settings: Subset) -> str:
     raw = storage.DATA / dataset / "raw"
     table = form.read(raw)
     exists = pd.Series([(raw / path).is_file() for path in table["path"]], index=table.index)
-    chosen = select(table, exists, settings)
+    chosen = select(table, exists, form.class_of, settings)
     words = f"{dataset}: {len(chosen)} of {len(table)} clips chosen"
     if settings.mode != "all":
         words += f" ({(~exists).sum()} passed over, their files are missing)"

@@ -23,6 +23,10 @@ class Format(Protocol):
         """The rows in the original form again."""
         ...
 
+    def class_of(self, annotation: str) -> str | None:
+        """The one class, of all its labels together, that a subset may choose a clip by; None where it has none."""
+        ...
+
 
 def load_format(name: str) -> Format:
     """The format module called `name`; InputError lists the known ones."""

@@ -27,7 +27,7 @@ def clip_id(ytid: str, start: int) -> str:
     return f"{ytid}_{start:06d}"
 
 
-def label_of(annotation: str) -> str:
+def class_of(annotation: str) -> str:
     """The sound's name out of the table's annotation column."""
     return json.loads(annotation)["label"]
 
@@ -65,7 +65,7 @@ def write(table: pd.DataFrame, folder: Path) -> None:
     with storage.atomic_file(folder / CSV) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         for row in table.itertuples():
-            writer.writerow([row.group, int(row.start), label_of(str(row.annotation)), row.split])  # pyright: ignore
+            writer.writerow([row.group, int(row.start), class_of(str(row.annotation)), row.split])  # pyright: ignore
 
 
 def row(ytid: str, start: int, label: str, split: str) -> dict[str, object]:

@@ -101,7 +101,7 @@ def test_events_lie_apart_and_inside() -> None:
 def test_files_are_h264_and_aac_in_vggsounds_layout(built: Path) -> None:
     table = vggsound.read(built)
     assert len(table) == 24 + len(demo.FAULTS)
-    assert set(table.head(24)["annotation"].map(vggsound.label_of)) == set(scenes.CLASSES)
+    assert set(table.head(24)["annotation"].map(vggsound.class_of)) == set(scenes.CLASSES)
     assert Counter(table.head(24)["split"]) == {"train": 12, "test": 12}
     assert table["group"].str.len().eq(11).all()
     assert table["group"].str.startswith("-").any()

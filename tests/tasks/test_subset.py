@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from models.family import InputError
-from tasks.datasets import vggsound
+from tasks.datasets import vggsound, wildlife
 from tasks.subset import Subset, choose_classes, select, subset
 
 LABELS = ["bee, wasp, etc. buzzing", "dog barking", "people marching", "rain", "zebra braying"]
@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def chosen(project: Path) -> pd.DataFrame:
     table = vggsound.read(project / "data/sounds/subset")
-    return table.assign(label=table["annotation"].map(vggsound.label_of))
+    return table.assign(label=table["annotation"].map(vggsound.class_of))
 
 
 def test_so_many_of_each_class(project: Path) -> None:
@@ -135,9 +135,29 @@ def test_impossible_numbers_are_refused(change: dict[str, int]) -> None:
         choose_classes(["a"], replace(COUNTS, **change))
 
 
-def test_annotations_without_a_label_only_go_through_whole(project: Path) -> None:
-    table = vggsound.read(project / "data/sounds/raw").assign(annotation="{}")
+def test_annotations_without_a_class_only_go_through_whole(project: Path) -> None:
+    table = vggsound.read(project / "data/sounds/raw")
     exists = pd.Series(True, index=table.index)
-    assert select(table, exists, replace(COUNTS, mode="all")) is table
+    assert select(table, exists, lambda _: None, replace(COUNTS, mode="all")) is table
     with pytest.raises(InputError, match="no single label"):
-        select(table, exists, COUNTS)
+        select(table, exists, lambda _: None, COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("counts", {"train": 8, "test": 4}), ("classes", {"train": 20, "val": 8, "test": 8})]
+)
+def test_classes_of_two_labels_are_pairs(mode: str, expected: dict[str, int]) -> None:
+    """Species and behaviour together; clips without either are in no class, and val comes along with whole classes."""
+    labels = [("fox", "resting"), ("fox", None), (None, "resting"), (None, None)]
+    splits = ["train"] * 10 + ["val"] * 4 + ["test"] * 4
+    rows = [
+        wildlife.row(f"{number}/{k}.mp4", *pair, split)
+        for number, pair in enumerate(labels)
+        for k, split in enumerate(splits)
+    ]
+    table = pd.DataFrame(rows)
+    settings = replace(COUNTS, num_classes=2, mode=mode)
+    chosen = select(table, pd.Series(True, index=table.index), wildlife.class_of, settings)
+    assert Counter(chosen["split"]) == expected
+    classes = chosen["annotation"].map(wildlife.class_of)
+    assert classes.nunique() == 2 and set(classes) < {"fox, resting", "fox, not annotated", "not annotated, resting"}

@@ -24,7 +24,7 @@ def test_every_field_is_text(tmp_path: Path) -> None:
     assert table["path"][0] == "video/---g-f_I2yQ_000001.mp4"
     assert list(table["group"]) == ["---g-f_I2yQ", "0123456789a", "NA"]
     assert list(table["start"]) == [1.0, 30.0, 7.0]
-    assert list(table["annotation"].map(vggsound.label_of)) == [
+    assert list(table["annotation"].map(vggsound.class_of)) == [
         "people marching",
         "bee, wasp, etc. buzzing",
         'a "quoted" one',
@@ -106,7 +106,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
 
 def test_formats_are_found_by_name() -> None:
     assert load_format("vggsound").read is vggsound.read
-    with pytest.raises(InputError, match="'vgg' is unknown; known: vggsound"):
+    with pytest.raises(InputError, match="'vgg' is unknown; known: vggsound, wildlife"):
         load_format("vgg")
     with pytest.raises(InputError, match="'demo' is unknown"):
         load_format("demo")
