@@ -39,7 +39,7 @@ def fetch(settings: Download, work: Path) -> Path:
         raise InputError(f"params.yaml: sha256 is given but {sources.public_url(source)} is no archive; set it to null")
     if source == "demo":
         if settings.demo is None:
-            raise InputError("params.yaml: source is demo but its section `demo` is null; give it seed, clips, …")
+            raise InputError("params.yaml: source is demo but its section `demo` is null; give it kind, seed, clips, …")
         build_demo(settings.demo, raw)
     elif is_archive:
         archive = _fetch_archive(settings, work)

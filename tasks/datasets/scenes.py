@@ -60,8 +60,8 @@ def draw_scene(seen: str, heard: str, seconds: float, rng: np.random.Generator) 
     low, high = np.log(380.0), np.log(1250.0)
     falloff = rng.uniform(0.25, 0.8)
     hue = rng.random()
-    bright = _color(hue, rng.uniform(0.15, 0.6), rng.uniform(0.85, 1.0))
-    dark = _color(hue + rng.uniform(0.25, 0.75), rng.uniform(0.5, 0.95), rng.uniform(0.2, 0.5))
+    bright = color(hue, rng.uniform(0.15, 0.6), rng.uniform(0.85, 1.0))
+    dark = color(hue + rng.uniform(0.25, 0.75), rng.uniform(0.5, 0.95), rng.uniform(0.2, 0.5))
     sky_hue = rng.random()
     return Scene(
         seen=seen,
@@ -75,10 +75,10 @@ def draw_scene(seen: str, heard: str, seconds: float, rng: np.random.Generator) 
         noise=(float(10 ** rng.uniform(-1.9, -1.1)), float(rng.uniform(0.0, 1.2))),
         colors=(bright, dark) if rng.random() < 0.5 else (dark, bright),
         sky=(
-            _color(sky_hue, rng.uniform(0.1, 0.7), rng.uniform(0.35, 1.0)),
-            _color(sky_hue + rng.uniform(-0.15, 0.15), rng.uniform(0.05, 0.5), rng.uniform(0.35, 1.0)),
+            color(sky_hue, rng.uniform(0.1, 0.7), rng.uniform(0.35, 1.0)),
+            color(sky_hue + rng.uniform(-0.15, 0.15), rng.uniform(0.05, 0.5), rng.uniform(0.35, 1.0)),
         ),
-        ground=_color(rng.random(), rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.8)),
+        ground=color(rng.random(), rng.uniform(0.2, 0.7), rng.uniform(0.25, 0.8)),
         horizon=(float(rng.uniform(0.3, 0.8)), float(rng.uniform(1.5, 4.0)), float(rng.uniform(0, 2 * np.pi))),
         place=(float(rng.uniform(-1, 1)), float(rng.uniform(-0.06, 0.06))),
         turn=float(rng.uniform(-0.12, 0.12)),
@@ -88,7 +88,8 @@ def draw_scene(seen: str, heard: str, seconds: float, rng: np.random.Generator) 
     )
 
 
-def _color(hue: float, saturation: float, value: float) -> Color:
+def color(hue: float, saturation: float, value: float) -> Color:
+    """RGB in [0, 1]; the hue wraps around at 1."""
     return colorsys.hsv_to_rgb(hue % 1.0, float(saturation), float(value))
 
 
@@ -133,40 +134,45 @@ def render_wave(scene: Scene) -> Array:
     if scene.heard == "ticking":
         tone = tone * 1.8 * np.exp(-position * 10) * np.clip(position / 0.02, 0, 1)
     level, exponent = scene.noise
-    spectrum = np.fft.rfft(rng.standard_normal(len(times)))
-    spectrum /= np.maximum(np.arange(len(spectrum)), 20.0) ** (exponent / 2)
-    noise = np.fft.irfft(spectrum, len(times))
+    noise = colored_noise(len(times), exponent, rng)
     sound = (0.05 + 0.95 * envelope(scene, times)) * tone * 10 ** (0.8 * (scene.loudness - 1))
     return (0.8 * np.clip(sound + level * noise / noise.std() / 3, -1, 1)).astype(np.float32)
+
+
+def colored_noise(num: int, exponent: float, rng: np.random.Generator) -> Array:
+    """(num,) Gaussian noise of power 1 / f^exponent."""
+    spectrum = np.fft.rfft(rng.standard_normal(num))
+    spectrum /= np.maximum(np.arange(len(spectrum)), 20.0) ** (exponent / 2)
+    return np.fft.irfft(spectrum, num)
 
 
 # --- picture ----------------------------------------------------------------------------------------------------------
 
 
-def _edge(inside: Array, softness: float = 0.06) -> Array:
+def edge(inside: Array, softness: float = 0.06) -> Array:
     """Coverage 0..1 of a region that is positive inside; anti-aliased."""
     return np.clip(inside / softness + 0.5, 0, 1)
 
 
 def _draw_kite(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
-    tail = _edge(0.05 - np.abs(u - 0.12 * np.sin(6 * v))) * (v > 0.95) * (v < 1.9)
-    return np.maximum(_edge(1.05 - 1.15 * np.abs(u) - np.abs(v)), tail), np.sin(5.5 * a * u) * np.sin(
+    tail = edge(0.05 - np.abs(u - 0.12 * np.sin(6 * v))) * (v > 0.95) * (v < 1.9)
+    return np.maximum(edge(1.05 - 1.15 * np.abs(u) - np.abs(v)), tail), np.sin(5.5 * a * u) * np.sin(
         5.5 * a * v + phase
     )
 
 
 def _draw_drum(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     radius = np.hypot(u, v)
-    return _edge(0.95 - radius), np.sin(11 * a * radius + phase)
+    return edge(0.95 - radius), np.sin(11 * a * radius + phase)
 
 
 def _draw_tent(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
-    return _edge(np.minimum(0.85 - v, 0.65 * (v + 1.0) - np.abs(u))), np.sin(9 * a * u + phase)
+    return edge(np.minimum(0.85 - v, 0.65 * (v + 1.0) - np.abs(u))), np.sin(9 * a * u + phase)
 
 
 def _draw_ladybird(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
-    body = _edge(0.95 - np.hypot(u * 0.85, v * 1.05))
-    head = _edge(0.3 - np.hypot(u * 0.9, v + 0.95))
+    body = edge(0.95 - np.hypot(u * 0.85, v * 1.05))
+    head = edge(0.3 - np.hypot(u * 0.9, v + 0.95))
     shift = phase / (2 * np.pi)
     x, y = 1.75 * a * (u + v) + shift, 1.75 * a * (u - v) + shift
     spots = 0.3 - np.hypot(x - np.round(x), y - np.round(y))
@@ -175,14 +181,14 @@ def _draw_ladybird(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, A
 
 def _draw_windmill(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    pole = _edge(0.08 - np.abs(u)) * (v > 0) * (v < 2)
-    return np.maximum(_edge(0.98 - radius), pole), np.sin(5 * angle + 3 * radius + phase) * np.clip(radius * 4, 0, 1)
+    pole = edge(0.08 - np.abs(u)) * (v > 0) * (v < 2)
+    return np.maximum(edge(0.98 - radius), pole), np.sin(5 * angle + 3 * radius + phase) * np.clip(radius * 4, 0, 1)
 
 
 def _draw_flag(u: Array, v: Array, a: float, phase: Array) -> tuple[Array, Array]:
     wave = v + 0.06 * np.sin(3 * u)
-    cloth = _edge(np.minimum(1.0 - np.abs(u), 0.75 - np.abs(wave)))
-    pole = _edge(0.06 - np.abs(u + 1.0)) * (v > -0.85) * (v < 2)
+    cloth = edge(np.minimum(1.0 - np.abs(u), 0.75 - np.abs(wave)))
+    pole = edge(0.06 - np.abs(u + 1.0)) * (v > -0.85) * (v < 2)
     return np.maximum(cloth, pole), np.where(np.abs(u + 1.0) < 0.06, -1.0, np.sin(9 * a * wave + phase))
 
 
@@ -220,8 +226,8 @@ def _draw(scene: Scene, times: Array) -> Array:
     u, v = u * math.cos(scene.turn) - v * math.sin(scene.turn), u * math.sin(scene.turn) + v * math.cos(scene.turn)
     phase = scene.pattern[1] + (2.5 if scene.seen == "windmill" else 0.0) * times
     cover, pattern = DRAWINGS[scene.seen](u, v, scene.pattern[0], phase)
-    first, second, light = (_plane(color) for color in (*scene.colors, (1.0, 0.97, 0.85)))
-    paint = first + (second - first) * _edge(pattern, 0.5)[:, None]
+    first, second, light = (plane(color) for color in (*scene.colors, (1.0, 0.97, 0.85)))
+    paint = first + (second - first) * edge(pattern, 0.5)[:, None]
     paint += (1 - paint) * 0.35 * glow[:, None]
     background = _background(scene, x, y)
     halo = np.exp(-3 * np.maximum(np.sqrt(u * u + v * v) - 0.9, 0)) * 0.55 * glow
@@ -230,14 +236,15 @@ def _draw(scene: Scene, times: Array) -> Array:
     return (255 * np.clip(scene.light * picture, 0, 1) + 0.5).astype(np.uint8)
 
 
-def _plane(color: Color) -> Array:
+def plane(color: Color) -> Array:
+    """(3, 1, 1) float32, to be spread over a picture."""
     return np.array(color, np.float32)[:, None, None]
 
 
 def _background(scene: Scene, x: Array, y: Array) -> Array:
     """(3, HEIGHT, WIDTH) float32: sky from top to bottom colour over rolling ground."""
-    top, bottom, ground = (_plane(color) for color in (*scene.sky, scene.ground))
+    top, bottom, ground = (plane(color) for color in (*scene.sky, scene.ground))
     sky = top + (bottom - top) * ((y + 1) / 2)
     level, length, phase = scene.horizon
-    hills = _edge(y - level - 0.12 * np.sin(length * x + phase))
+    hills = edge(y - level - 0.12 * np.sin(length * x + phase))
     return (sky + (ground - sky) * hills).astype(np.float32)

@@ -374,10 +374,10 @@ def test_what_a_store_refuses(bucket, store: str, project: Path) -> None:
 
 
 def test_killed_and_run_again(project: Path) -> None:
-    demo = Demo(seed=3, clips=24, seconds=1.0, workers=1)
+    demo = Demo(kind="sounds", seed=3, clips=24, seconds=1.0, workers=1)
     (project / "params.yaml").write_text(
         "download: {sounds: {source: demo, format: vggsound, sha256: null, endpoint: null,"
-        " demo: {seed: 3, clips: 24, seconds: 1.0, workers: 1}}}\n"
+        " demo: {kind: sounds, seed: 3, clips: 24, seconds: 1.0, workers: 1}}}\n"
     )
     command = [sys.executable, "-m", "tasks.download", "sounds"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

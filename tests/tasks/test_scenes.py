@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 
 from models.family import InputError
 from tasks import storage
-from tasks.datasets import demo, scenes, vggsound
+from tasks.datasets import demo, scenes, sounds, vggsound
 from tasks.datasets.demo import Demo
 
-SMALL = Demo(seed=7, clips=24, seconds=1.0, workers=2)
+SMALL = Demo(kind="sounds", seed=7, clips=24, seconds=1.0, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def path_of(folder: Path, fault: str) -> Path:
-    clip = next(clip for clip in demo.plan(SMALL) if clip.fault == fault)
-    return folder / "video" / clip.file_name
+    clip = next(clip for clip in sounds.plan(SMALL) if clip.fault == fault)
+    return folder / clip.row["path"]
 
 
 @pytest.mark.parametrize("modality", [0, 1])
@@ -146,11 +147,11 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(built: Path) -> N
 
 
 def test_another_seed_gives_other_clips() -> None:
-    first, second = demo.plan(SMALL), demo.plan(dataclasses.replace(SMALL, seed=8))
-    assert not {clip.ytid for clip in first} & {clip.ytid for clip in second}
+    first, second = sounds.plan(SMALL), sounds.plan(dataclasses.replace(SMALL, seed=8))
+    assert not {clip.row["group"] for clip in first} & {clip.row["group"] for clip in second}
 
 
 @pytest.mark.parametrize("change", [{"clips": 25}, {"clips": 12}, {"clips": 0}, {"seconds": 0.5}, {"workers": 0}])
-def test_impossible_sizes_are_refused(change: dict[str, float]) -> None:
+def test_impossible_sizes_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=next(iter(change))):
-        demo.plan(dataclasses.replace(SMALL, **change))
+        demo.build_demo(dataclasses.replace(SMALL, **change), tmp_path)
