@@ -35,9 +35,8 @@ class ClipSpec:
     num_frames: int  # picked uniformly over the stored ones; 0 = the phase sees no pictures
     sample_rate: int  # Hz, of the waveform handed over
     audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
-    takes_mel: bool = (
-        False  # of clips that were prepared elsewhere the phase takes a spectrogram in place of the waveform
-    )
+    # Of clips that were prepared elsewhere the phase takes a spectrogram, `Sample.mel`, in place of the waveform.
+    takes_mel: bool = False
 
 
 @dataclass

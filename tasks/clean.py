@@ -15,7 +15,7 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import command, params, quarantine, storage, tracking
-from tasks.data import audio, manifest, video, workers
+from tasks.data import audio, clip_files, manifest, prepared, video, workers
 from tasks.datasets import load_format
 
 PIECE = 32  # clips whose probes are kept together, so that a killed run goes on from there
@@ -50,7 +50,8 @@ def listed_clips(dataset: str) -> pd.DataFrame:
 def probe_clip(path: Path) -> dict[str, Any]:
     """A file's probe and checksum, or its reason for quarantine."""
     try:
-        return {**asdict(video.probe(path)), "checksum": storage.file_digest(path), "reason": "", "detail": ""}
+        probe = (prepared if clip_files.is_prepared(path) else video).probe(path)
+        return {**asdict(probe), "checksum": clip_files.checksum(path), "reason": "", "detail": ""}
     except video.ClipError as error:
         return {"reason": error.reason, "detail": error.detail}
 
@@ -81,8 +82,9 @@ def probe_all(root: Path, table: pd.DataFrame, num_workers: int, work: Path) -> 
 
 def work_folder(dataset: str, table: pd.DataFrame) -> Path:
     """Where the probes of these very files, by this very code, are kept until the stage is done."""
-    state = [[path, *_identity(storage.DATA / dataset / path)] for path in table["path"]]
-    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio)]
+    paths = [storage.DATA / dataset / path for path in table["path"]]
+    state = [[str(path), *(_identity(file) for file in clip_files.files_of(path))] for path in paths]
+    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, prepared)]
     digest = hashlib.sha256(json.dumps([state, code]).encode()).hexdigest()[:16]
     return storage.WORK / f"clean-{dataset}-{digest}"
 

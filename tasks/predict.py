@@ -23,7 +23,7 @@ import models
 from models.family import InputError, Sample
 from tasks import bundle, command, params, storage, tracking
 from tasks.command import say
-from tasks.data import audio
+from tasks.data import audio, clip_files, prepared
 from tasks.data.batches import stack
 from tasks.data.frame_store import decode_jpegs
 from tasks.data.loader import frame_columns
@@ -46,6 +46,8 @@ class Predictor:
         self.transform = phase.transform(trained.config, trained.facts, False)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = trained.module().to(self.device)
+        self.is_prepared = bool(trained.meta.get("prepared"))  # trained on such clips: no video can be made into one
+        self.suffixes = (clip_files.SUFFIX,) if self.is_prepared else SUFFIXES
         self.codec: audio.Codec = trained.meta["stores"]["codec"]
         fields = [field.name for field in dataclasses.fields(Preparation)]
         stores = {key: trained.meta["stores"][key] for key in fields}
@@ -75,6 +77,8 @@ class Predictor:
         name = "bytes" if isinstance(clip, bytes) else clip.stem
         if isinstance(clip, Path) and not clip.is_file():
             return "no such file"
+        if self.is_prepared or (isinstance(clip, Path) and clip_files.is_prepared(clip)):
+            return self._read_prepared(clip)
         try:
             stored = read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
         except ClipError as error:
@@ -90,6 +94,20 @@ class Predictor:
             wave = heard[: round(rate * self.spec.audio_seconds)]
         return Sample(id=name, frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
 
+    def _read_prepared(self, clip: Path | bytes) -> Sample | str:
+        """The same of a prepared clip."""
+        if not self.is_prepared:
+            return "the model was trained on videos; give a video"
+        if isinstance(clip, bytes) or not clip_files.is_prepared(clip):
+            return "the model was trained on clips prepared elsewhere; give the path of such a .pt"
+        try:
+            columns = frame_columns(prepared.open_pictures(clip).shape[1], self.spec.num_frames)
+            frames = prepared.decode(clip, columns) if self.spec.num_frames else None
+            mel = prepared.decode_sound(clip_files.files_of(clip)[1]) if self.spec.audio_seconds else None
+        except ClipError as error:
+            return str(error)
+        return Sample(clip.stem, frames, None, {}, np.random.default_rng(0), mel)
+
 
 def _cut(value: Any, top: int) -> Any:
     return value[:top] if isinstance(value, list) else value
@@ -104,13 +122,13 @@ def load_predictor(family: str, model: str) -> Predictor:
     return Predictor(trained)
 
 
-def media_files(given: Sequence[Path]) -> list[Path]:
+def media_files(given: Sequence[Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files given, and those below the folders given, sorted within each."""
     found: list[Path] = []
     for path in given:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
         if not inside:
-            raise InputError(f"{path}: no video files in this folder ({', '.join(SUFFIXES)})")
+            raise InputError(f"{path}: no video files in this folder ({', '.join(suffixes)})")
         found += inside
     return found
 
@@ -158,7 +176,7 @@ def main() -> None:
     final = list(models.load(given.family).phases)[-1]
     predictor = load_predictor(given.family, given.model or str(storage.ARTIFACTS / given.family / final))
     answers: list[dict[str, Any]] = []
-    for files in _batches(media_files(given.clips)):
+    for files in _batches(media_files(given.clips, predictor.suffixes)):
         for file, answer in zip(files, predictor.predict(files, given.top), strict=True):
             answers.append({"clip": str(file), **answer})
             say(f"{file}: {readable(answer)}")

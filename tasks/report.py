@@ -27,6 +27,7 @@ from tasks import bundle, storage
 from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.frame_store import FrameStore
+from tasks.data.prepared_store import PreparedFrames, PreparedSounds, open_stores
 from tasks.journal import flatten
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 
 def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
     """Each example with its film strip and the picture of its sound."""
-    frames, sounds = FrameStore(stores), AudioStore(stores)
+    frames, sounds = open_stores(stores)
     return [
         {
             "clip": example.clip,
@@ -245,13 +246,13 @@ def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
             "right": example.predictions[0][0] == example.truth,
             "bars": [(name, round(100 * score, 1)) for name, score in example.predictions],
             "film": data_uri(film_strip(frames, example.clip), "jpeg"),
-            "sound": data_uri(spectrogram(*sounds.read(example.clip))) if example.clip in sounds.places else "",
+            "sound": data_uri(sound_picture(sounds, example.clip)) if example.clip in sounds else "",
         }
         for example in examples
     ]
 
 
-def film_strip(frames: FrameStore, clip: str) -> bytes:
+def film_strip(frames: FrameStore | PreparedFrames, clip: str) -> bytes:
     """Up to FILM of the clip's frames side by side, JPEG; nothing for a clip without pictures."""
     stored = frames.num_frames(clip)
     if not stored:
@@ -259,6 +260,18 @@ def film_strip(frames: FrameStore, clip: str) -> bytes:
     columns = sorted({round(i * (stored - 1) / (FILM - 1)) for i in range(FILM)})
     strip = np.concatenate(list(frames.decode(clip, columns)), axis=1)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(strip), 85, "RGB")
+
+
+def sound_picture(sounds: AudioStore | PreparedSounds, clip: str) -> bytes:
+    """The clip's spectrogram, PNG: made from its waveform, or the one that was prepared, whose units nobody noted."""
+    if not isinstance(sounds, PreparedSounds):
+        return spectrogram(*sounds.read(clip))
+    with mpl.rc_context({**STYLE, "font.size": 9}):
+        figure = Figure(figsize=(4.2, 1.6), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(sounds.read(clip).T, origin="lower", aspect="auto", cmap="magma")
+        axes.set(xlabel="frame", ylabel="mel bin")
+        return png(figure)
 
 
 def spectrogram(wave: np.ndarray, rate: int) -> bytes:

@@ -23,7 +23,7 @@ import torch
 from models.family import InputError
 from models.transforms import LogMel
 from tasks import command, params, quarantine, storage, tracking
-from tasks.data import audio, cluster, manifest, video, workers
+from tasks.data import audio, clip_files, cluster, manifest, prepared, video, workers
 from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
 
@@ -103,11 +103,38 @@ def _decoded(
         workers.advance()
 
 
+def link_shard(
+    root: Path, clips: list[dict[str, Any]], number: int, settings: Stores, work: Path
+) -> list[dict[str, Any]]:
+    """Of prepared clips the two files themselves go into the stores, by hard link; their index rows."""
+    rows: list[dict[str, Any]] = []
+    for position, clip in enumerate(clips):
+        row: dict[str, Any] = {name: clip[name] for name in ("id", "path", "split")} | {"reason": "", "detail": ""}
+        files = clip_files.files_of(root / clip["path"])
+        try:
+            shape, mel = prepared.open_pictures(files[0]).shape, prepared.open_sound(files[1])
+        except video.ClipError as error:
+            row |= {"reason": error.reason, "detail": error.detail}
+        else:
+            for file, kind in zip(files, (clip_files.PICTURES, clip_files.SOUNDS), strict=True):
+                storage.link_or_copy(file, work / "stores" / kind / f"{clip['id']}{file.suffix}")
+            row |= {"shard": number, "row": position, "num_frames": shape[1], "width": shape[3], "height": shape[2]}
+            row |= {"has_audio": True, "audio_row": position, "mel": sums(torch.from_numpy(np.array(mel)))}
+        rows.append(row)
+        workers.advance()
+    return rows
+
+
 def mel_sums(wave: np.ndarray, mel: LogMel) -> tuple[float, float, int]:
-    """Sum, sum of squares and number of the log-mel values of (N,) int16."""
+    """`sums` of the log-mel of (N,) int16."""
     if len(wave) < mel.length:
         return 0.0, 0.0, 0
-    values = mel(torch.from_numpy(wave.astype(np.float32) / audio.FULL_SCALE)[None]).double()
+    return sums(mel(torch.from_numpy(wave.astype(np.float32) / audio.FULL_SCALE)[None]))
+
+
+def sums(values: torch.Tensor) -> tuple[float, float, int]:
+    """Sum, sum of squares and number."""
+    values = values.double()
     return float(values.sum()), float(values.square().sum()), values.numel()
 
 
@@ -123,7 +150,7 @@ def statistics(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[st
         "mel_std": round(max(squares / max(count, 1) - mean**2, 1e-12) ** 0.5, 6),
         "clips": len(good),
         "seconds": round(float(table.loc[table["id"].isin(good["id"]), "duration"].sum()), 3),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "without_sound": len(good) - len(heard),
         "share_without_sound": round(1 - len(heard) / max(len(good), 1), 6),
         "failed": len(rows) - len(good),
@@ -148,7 +175,7 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         raise InputError(f"params.yaml: {name}: shards, num_frames, workers and sample_rate must be 1 or more")
     if not 1 <= settings.quality <= 100 or settings.short_side < 0:
         raise InputError(f"params.yaml: {name}: quality goes from 1 to 100, short_side is 0 or more pixels")
-    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio)]
+    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, prepared)]
     identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
@@ -156,11 +183,12 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         is_here = settings.scheduler == "processes"
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
+        build = link_shard if clip_files.is_prepared(clips[0]["path"]) else build_shard
         jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
-            results = workers.work(build_shard, jobs, settings.workers, len(clips), "stores")
+            results = workers.work(build, jobs, settings.workers, len(clips), "stores")
         else:
-            results = cluster.work(build_shard, jobs, settings.workers, settings.scheduler, "stores")
+            results = cluster.work(build, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
         rows = pd.DataFrame([row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, "mel"])
         failed = rows[rows["reason"] != ""]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models.family import InputError
 from tasks import command, params, storage, tracking
 from tasks.command import say
+from tasks.data import clip_files
 from tasks.datasets import load_format
 
 
@@ -84,7 +85,9 @@ def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> 
     """Link or copy the chosen files; returns how many were brought and how many are not there."""
     found = [path for path in table["path"] if (source / path).is_file()]
     for path in tqdm(found, desc="media", unit="clip"):
-        storage.link_or_copy(source / path, target / path, link=media == "link")
+        for file in clip_files.files_of(source / path):
+            if file.is_file():
+                storage.link_or_copy(file, target / file.relative_to(source), link=media == "link")
     return len(found), len(table) - len(found)
 
 

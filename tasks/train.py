@@ -26,7 +26,7 @@ import models
 from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample, UnreachableError
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
-from tasks.data import manifest
+from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
@@ -234,6 +234,7 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "config": bundle.plain(job.config),
         "training": {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT},
         "facts": dataclasses.asdict(job.facts),
+        "prepared": prepared_store.is_store(storage.DATA / job.dataset / "stores"),
         "stores": {k: v for k, v in params.section("stores", job.dataset).items() if k not in ("workers", "scheduler")},
         **origin,
         "epoch": fitted.epoch,

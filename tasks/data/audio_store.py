@@ -141,6 +141,9 @@ class AudioStore:
     def __len__(self) -> int:
         return len(self.places)
 
+    def __contains__(self, clip: str) -> bool:
+        return clip in self.places
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
 

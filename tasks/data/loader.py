@@ -18,6 +18,7 @@ from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.batches import GlobalBatches, InOrder, Key, build_loader, read_batches
 from tasks.data.frame_store import FrameStore
+from tasks.data.prepared_store import PreparedFrames, PreparedSounds, open_stores
 
 __all__ = ["ClipDataset", "GlobalBatches", "InOrder", "build_loader", "frame_columns", "open_split", "read_batches"]
 
@@ -28,8 +29,8 @@ class ClipDataset(Dataset[Batch]):
     def __init__(
         self,
         table: pd.DataFrame,
-        frame_store: FrameStore,
-        audio_store: AudioStore,
+        frame_store: FrameStore | PreparedFrames,
+        audio_store: AudioStore | PreparedSounds,
         spec: ClipSpec,
         transform: Callable[[Sample], Batch],
         seed: int,
@@ -46,10 +47,12 @@ class ClipDataset(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, row = key
+        wave, mel = self._sound(row)
         sample = Sample(
             id=self.ids[row],
             frames=self._frames(row),
-            wave=self._wave(row),
+            wave=wave,
+            mel=mel,
             annotation=self.annotations[row],
             rng=np.random.default_rng([self.seed, epoch, row]),
         )
@@ -61,16 +64,19 @@ class ClipDataset(Dataset[Batch]):
         columns = frame_columns(self.frame_store.num_frames(self.ids[row]), self.spec.num_frames)
         return self.frame_store.decode(self.ids[row], columns)
 
-    def _wave(self, row: int) -> np.ndarray | None:
+    def _sound(self, row: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The clip's waveform, or the spectrogram that was prepared in its place."""
         if self.spec.audio_seconds == 0 or not self.has_audio[row]:
-            return None
+            return None, None
+        if isinstance(self.audio_store, PreparedSounds):
+            return None, self.audio_store.read(self.ids[row])
         wave, rate = self.audio_store.read(self.ids[row])
         if rate != self.spec.sample_rate:
             raise InputError(
                 f"clip {self.ids[row]} is stored at {rate} Hz and the phase hears {self.spec.sample_rate} Hz; "
                 "set stores.<dataset>.sample_rate to that and run the stores stage again"
             )
-        return wave[: round(rate * self.spec.audio_seconds)]
+        return wave[: round(rate * self.spec.audio_seconds)], None
 
 
 def frame_columns(stored: int, wanted: int) -> list[int]:
@@ -87,7 +93,12 @@ def open_split(
     table = manifest.read(dataset)
     table = table[table["split"] == split].reset_index(drop=True)
     folder = storage.DATA / dataset / "stores"
-    frame_store, audio_store = FrameStore(folder), AudioStore(folder)
+    frame_store, audio_store = open_stores(folder)
+    if isinstance(audio_store, PreparedSounds) and spec.audio_seconds and not spec.takes_mel:
+        raise InputError(
+            f"{folder} holds spectrograms that were prepared elsewhere and this phase hears waveforms; "
+            "name a dataset of videos"
+        )
     missing = sorted(set(table["id"]) - set(frame_store.ids))
     if missing:
         raise InputError(

@@ -21,23 +21,12 @@ import simplejpeg
 from av.stream import Disposition
 
 from tasks.data.audio import FULL_SCALE, Resampler
+from tasks.data.clip_files import STILL_LEVELS, ClipError, Probe
 
 SILENT_RMS = 1e-3  # of full scale: -60 dB
-STILL_LEVELS = 8  # grey levels by which no point of a picture that never changes differs, compression included
 SHORTEST = 0.1  # seconds
 EARLY_END = (0.5, 0.1)  # seconds, share of the duration: what may be missing at the end by rounding in the container
 SKIPPABLE = ("h264", "hevc")  # decoders that heed skip_frame picture by picture
-
-
-class ClipError(Exception):
-    """A clip cannot be used: `reason` is a short word for tables, `detail` says more."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -59,21 +48,6 @@ class StoredClip:
     height: int
     wave: np.ndarray | None  # (N,) int16 mono; None = the file has no sound
     sample_rate: int
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a media file says of itself, and whether it can be decoded from its first to its last frame."""
-
-    duration: float  # seconds
-    fps: float
-    frames: int  # counted, not what the container claims
-    width: int
-    height: int
-    has_audio: bool
-    sample_rate: int  # Hz of the sound track, 0 without one
-    silent: bool  # root mean square below -60 dB of full scale
-    still: bool  # five frames from first to last look the same
 
 
 @dataclass(frozen=True)

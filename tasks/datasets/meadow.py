@@ -288,7 +288,7 @@ def _draw_deer(fur: Color, u: Array, v: Array, held: Pose) -> list[tuple[Color, 
     for side in (-1.0, 1.0):
         tip = (crown[0] + 0.26 * side - 0.05, crown[1] + 0.36)
         antlers += [_limb(u, v, crown, tip, 0.035, 0.03)]
-        middle = _between(crown, tip, np.float32(0.5))
+        middle = ((crown[0] + tip[0]) / 2, (crown[1] + tip[1]) / 2)
         antlers += [_limb(u, v, middle, (middle[0] - 0.04 * side, middle[1] + 0.22), 0.03, 0.025)]
     pale = _union(_oval(u, v, (-0.46, 0.84), 0.09, 0.13), *antlers)
     return [

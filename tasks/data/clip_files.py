@@ -1,0 +1,55 @@
+"""Which files make up a clip, one video or the two that another system prepared of it; what is known of them; what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import storage
+
+PICTURES, SOUNDS = "video_frames", "mel_spectrograms"
+SUFFIX = ".pt"
+STILL_LEVELS = 8  # grey levels by which no point of a picture that never changes differs, compression included
+
+
+class ClipError(Exception):
+    """A clip cannot be used: `reason` is a short word for tables, `detail` says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a media file says of itself, and whether it can be decoded from its first to its last frame."""
+
+    duration: float  # seconds
+    fps: float
+    frames: int  # counted, not what the container claims
+    width: int
+    height: int
+    has_audio: bool
+    sample_rate: int  # Hz of the sound track, 0 without one
+    silent: bool  # root mean square below -60 dB of full scale
+    still: bool  # five frames from first to last look the same
+
+
+def is_prepared(path: str | Path) -> bool:
+    """Whether a clip's path names such a clip: its pictures."""
+    return Path(path).suffix == SUFFIX
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files of a clip: of a video itself, of a prepared clip its pictures and its sound."""
+    return [path, path.parent.with_name(SOUNDS) / f"{path.stem}.npy"] if is_prepared(path) else [path]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a clip: of its file, or of the digests of its two files."""
+    digests = [storage.file_digest(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
