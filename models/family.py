@@ -114,6 +114,11 @@ class Phase:
     # fallback(config, slot) -> the config to train with instead where a slot's weights are not on this machine and the
     # hub cannot be reached; None = that ends the run. The bundle keeps the config that was trained.
     fallback: Callable[[Any, str], Any | None] = field(default=lambda config, slot: None)
+    # frequencies(config, train annotations) -> how often each clip is drawn compared with the others, 0 = never; an epoch
+    # has as many steps as before and its clips are drawn with replacement. None = each clip once an epoch.
+    frequencies: Callable[[Any, Sequence[Mapping[str, Any]]], np.ndarray | None] = field(
+        default=lambda config, clips: None
+    )
     # True when all that precedes `module.encode(batch) -> Batch` is frozen, so that its result may be computed once per
     # clip; forward then receives the encoded tensors in the batch in place of frames and wave.
     cacheable: Callable[[Any], bool] = field(default=lambda config: False)

@@ -1,15 +1,20 @@
-"""Losses that families share."""
+"""Losses that families share, and which clips they see how often."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
+
+from models.family import InputError
 
 
 def reconstruction(predicted: Tensor, patches: Tensor, norm_pix: bool) -> Tensor:
@@ -54,6 +59,27 @@ def gather_rows(local: Tensor) -> Tensor:
         parts = tuple(torch.empty_like(padded) for _ in lengths)
         dist.all_gather(list(parts), padded)
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def balance(annotations: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> np.ndarray:
+    """(N,) frequencies of clips by which every combination of the heads' labels that occurs comes equally often.
+
+    A clip that lacks a label is as frequent as the mean clip that it agrees with on the others; one without any never comes.
+    """
+    labels = [tuple(annotation[head] for head in heads) for annotation in annotations]
+    counts = Counter(label for label in labels if None not in label)
+    if not counts:
+        raise InputError(f"no training clip has {' and '.join(heads)} annotated; sampling cannot balance them")
+
+    @cache
+    def frequency(label: tuple[str | None, ...]) -> float:
+        if not any(label):
+            return 0.0
+        known = {i for i, name in enumerate(label) if name is not None}
+        like = [n for other, n in counts.items() if all(other[i] == label[i] for i in known)] or list(counts.values())
+        return len(like) / sum(like)  # the mean of 1 / n over their clips
+
+    return np.array([frequency(label) for label in labels])
 
 
 def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:

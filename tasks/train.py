@@ -66,8 +66,7 @@ def read_job(family: str, name: str) -> Job:
 
 def read_facts(family: str, dataset: str) -> Facts:
     """Label maps and log-mel statistics of the dataset's train split."""
-    table = manifest.read(dataset)
-    train = manifest.annotations(table[table["split"] == "train"])
+    train = train_annotations(dataset)
     if not train:
         raise InputError(f"{manifest.manifest_path(dataset)}: no clip in the train split")
     path = storage.DATA / dataset / "stores" / "stats.json"
@@ -77,6 +76,12 @@ def read_facts(family: str, dataset: str) -> Facts:
     labels = models.load(family).labels(train)
     counts = {head: [sum(clip.get(head) == name for clip in train) for name in names] for head, names in labels.items()}
     return Facts(labels, stats["mel_mean"], stats["mel_std"], counts)
+
+
+def train_annotations(dataset: str) -> list[dict[str, Any]]:
+    """The annotations of the train split's clips, in their order."""
+    table = manifest.read(dataset)
+    return manifest.annotations(table[table["split"] == "train"])
 
 
 def open_clips(job: Job, split: str, training: bool) -> Clips:
@@ -221,7 +226,8 @@ def fit(job: Job, module: nn.Module, place: Place, work: Path, log: loop.Log) ->
     else:
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
-    task = Task(module, clips["train"], clips["val"], metric, job.phase.best)
+    frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
+    task = Task(module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies)
     return loop.fit(task, job.settings, place, work, log)
 
 

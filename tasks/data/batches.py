@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from models.family import Batch, InputError
 from tasks import storage
 
-Key = tuple[int, int]  # (epoch, row): what a sampler asks of a dataset
+# (draw, row): what a sampler asks of a dataset. Draws tell the times apart that a row is taken, for its random choices: the
+# epoch, or a number of its own where a row may come several times in an epoch.
+Key = tuple[int, int]
 
 
 class Clips(Protocol):
-    """A dataset of `len` rows that gives one row's tensors by (epoch, row); "row" is among them."""
+    """A dataset of `len` rows that gives one row's tensors by (draw, row); "row" is among them."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> Batch: ...
@@ -47,13 +49,22 @@ class GlobalBatches(Sampler[list[Key]]):
 
     Each epoch is its own permutation, from (seed, epoch) alone, so that a run goes on at any step without replaying.
     The clips that do not fill a last batch sit the epoch out. `batch_size` is global, a multiple of `world`.
+    With `frequencies` (n,) an epoch is drawn with replacement: of n draws each clip gets its share, rounded up or down.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, first: int, last: int, rank: int = 0, world: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        first: int,
+        last: int,
+        rank: int = 0,
+        world: int = 1,
+        frequencies: np.ndarray | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed, self.first, self.last = n, batch_size, seed, first, last
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.frequencies = rank, world, frequencies
         self.steps_per_epoch = n // batch_size
 
     def __len__(self) -> int:
@@ -65,9 +76,20 @@ class GlobalBatches(Sampler[list[Key]]):
         for step in range(self.first, self.last):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != drawn:
-                drawn, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+                drawn, order = epoch, self._order(np.random.default_rng([self.seed, epoch]))
             start = position * self.batch_size + self.rank * local
-            yield [(epoch, int(row)) for row in order[start : start + local]]
+            places = range(start, start + local)
+            draws = [epoch if self.frequencies is None else epoch * self.n + place for place in places]
+            yield [(draw, int(order[place])) for draw, place in zip(draws, places, strict=True)]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of an epoch's draws."""
+        order = rng.permutation(self.n)
+        if self.frequencies is None:
+            return order
+        ends = np.cumsum(self.frequencies[order])  # systematic sampling: n points at equal distances along them
+        points = (np.arange(self.n) + rng.random()) / self.n
+        return rng.permutation(order[np.searchsorted(ends / ends[-1], points, side="right")])
 
 
 class InOrder(Sampler[list[Key]]):

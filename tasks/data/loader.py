@@ -1,6 +1,6 @@
 """A clip from the stores to tensors.
 
-All randomness of a clip comes from (seed, epoch, clip); which clips make up a step is for tasks/data/batches.py to say.
+All randomness of a clip comes from (seed, draw, clip); which clips make up a step is for tasks/data/batches.py to say.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ClipDataset(Dataset[Batch]):
         return len(self.ids)
 
     def __getitem__(self, key: Key) -> Batch:
-        epoch, row = key
+        draw, row = key
         wave, mel = self._sound(row)
         sample = Sample(
             id=self.ids[row],
@@ -54,7 +54,7 @@ class ClipDataset(Dataset[Batch]):
             wave=wave,
             mel=mel,
             annotation=self.annotations[row],
-            rng=np.random.default_rng([self.seed, epoch, row]),
+            rng=np.random.default_rng([self.seed, draw, row]),
         )
         return {**self.transform(sample), "row": torch.tensor(row)}
 

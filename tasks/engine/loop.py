@@ -65,7 +65,8 @@ def _unheard(metrics: dict[str, float], step: int) -> None:
 def _train(run: Run, log: Log) -> None:
     settings, place, length = run.settings, run.place, run.steps_per_epoch
     num, rank, world = len(run.task.train), place.rank, place.world
-    order = GlobalBatches(num, settings.batch_size, settings.seed, run.step, run.steps, rank, world)
+    share = {"rank": rank, "world": world, "frequencies": run.task.frequencies}
+    order = GlobalBatches(num, settings.batch_size, settings.seed, run.step, run.steps, **share)
     in_order = InOrder(len(run.task.val), settings.batch_size, rank, world)
     val = build_loader(run.task.val, in_order, settings.num_workers, place.device)
     speed = Speed(place.device)

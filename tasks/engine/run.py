@@ -63,6 +63,7 @@ class Task:
     metric: Callable[[], Metric]  # a fresh one for each evaluation
     best: tuple[str, Literal["max", "min"]]
     meta: dict[str, Any] = field(default_factory=dict)  # kept in the resume state: config, label map
+    frequencies: np.ndarray | None = None  # how often each training clip is drawn; None = once an epoch
 
 
 @dataclass(frozen=True)

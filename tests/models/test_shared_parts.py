@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from models.attention import Block
 from models.embed import resize_grid, sincos, sound_patches, video_patches, video_pictures
 from models.family import InputError
-from models.losses import gather_rows, has_collapsed, info_nce, reconstruction
+from models.losses import balance, gather_rows, has_collapsed, info_nce, reconstruction
 from models.masking import mask_sound, mask_video, num_visible
 from models.transforms import LogMel, hide_bands, resized_crop, standardise
 from models.weights import load_matching
@@ -213,3 +213,18 @@ def test_load_matching_reports_and_refuses() -> None:
         load_matching(module, state)
     with pytest.raises(InputError, match=r"0\.weight is \(2, 2\) there and \(3, 2\) here"):
         load_matching(module, {**state, "0.weight": torch.ones(2, 2)}, ("1.",))
+
+
+def test_balanced_clips_come_equally_often_in_every_combination() -> None:
+    pairs = [("fox", "resting")] * 6 + [("fox", "playing")] * 2 + [("wolf", "resting")] * 1
+    clips = [{"species": species, "activity": activity} for species, activity in pairs]
+    found = balance(clips, ("species", "activity"))
+    sums = {pair: sum(f for p, f in zip(pairs, found, strict=True) if p == pair) for pair in set(pairs)}
+    assert sums == pytest.approx(dict.fromkeys(sums, 1.0))
+    unknown = [("fox", None), (None, "resting"), (None, None), ("hare", None)]
+    more = clips + [{"species": species, "activity": activity} for species, activity in unknown]
+    mean = {"fox": 2 / 8, "resting": 2 / 7, "none": 0.0, "all": 3 / 9}
+    np.testing.assert_allclose(balance(more, ("species", "activity"))[: len(clips)], found)
+    assert balance(more, ("species", "activity"))[len(clips) :] == pytest.approx(list(mean.values()))
+    with pytest.raises(InputError, match="no training clip has species and activity"):
+        balance(more[-2:], ("species", "activity"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -260,3 +262,19 @@ def test_on_a_gpu_utilisation_is_told(tmp_path: Path) -> None:
     place = distributed.Place(torch.device("cuda"))
     loop.fit(toy.build_task(), toy.settings(amp=True), place, tmp_path, lambda m, step: logged.append(m))
     assert 0 < logged[0]["train/mfu"] < 1 and logged[0]["train/peak_cuda_memory_gb"] > 0
+
+
+def test_clips_that_are_never_drawn_teach_nothing(tmp_path: Path) -> None:
+    """Where only the first eight clips are frequent, the others' targets change nothing."""
+    task = toy.build_task()
+    frequencies = np.array([1.0] * 8 + [0.0] * (toy.NUM_TRAIN - 8))
+    outcomes = []
+    for name, value in (("as they are", None), ("spoiled", math.nan)):
+        assert isinstance(task.train, TensorClips)
+        tensors = {key: tensor.clone() for key, tensor in task.train.tensors.items()}
+        if value is not None:
+            tensors["y"][8:] = value
+        changed = replace(toy.build_task(), train=TensorClips(tensors), frequencies=frequencies)
+        loop.fit(changed, toy.settings(epochs=2), HERE, tmp_path / name, lambda metrics, step: None)
+        outcomes.append(toy.last_weights(tmp_path / name))
+    assert_close(*outcomes)

@@ -50,6 +50,38 @@ def test_a_restart_goes_on_without_replaying() -> None:
     assert whole[:5] != [[(0, row) for _, row in batch] for batch in whole[5:10]], "so does the epoch"
 
 
+FREQUENCIES = np.array([0.0, 1.0, 1.0, 2.5, 0.3, 8.0, 1.2])
+
+
+def test_clips_are_drawn_as_often_as_they_are_frequent() -> None:
+    epochs, n = 400, len(FREQUENCIES)
+    counts = np.zeros((epochs, n))
+    for batch in GlobalBatches(n, 1, 3, 0, epochs * n, frequencies=FREQUENCIES):
+        ((draw, row),) = batch
+        counts[draw // n, row] += 1
+    expected = n * FREQUENCIES / FREQUENCIES.sum()
+    assert (np.abs(counts - expected) < 1).all(), "in each epoch the share rounded up or down"
+    np.testing.assert_allclose(counts.mean(0), expected, atol=4 * 0.5 / np.sqrt(epochs))
+    assert not counts[:, 0].any()
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99), st.integers(0, 60))
+@settings(deadline=None, max_examples=40)
+def test_frequent_clips_are_drawn_alike_by_all_ranks_and_after_a_restart(
+    n: int, local: int, world: int, seed: int, first: int
+) -> None:
+    size = local * world
+    if n < size:
+        return
+    last, frequencies = 3 * (n // size), np.random.default_rng(seed).random(n) ** 4
+    whole = list(GlobalBatches(n, size, seed, 0, last, frequencies=frequencies))
+    ranks = [list(GlobalBatches(n, size, seed, 0, last, rank, world, frequencies)) for rank in range(world)]
+    assert [[key for rank in ranks for key in rank[step]] for step in range(last)] == whole
+    assert list(GlobalBatches(n, size, seed, min(first, last), last, frequencies=frequencies)) == whole[first:]
+    keys = [key for batch in whole for key in batch]
+    assert len(set(keys)) == len(keys), "a clip that comes again has other random choices"
+
+
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4))
 @settings(deadline=None, max_examples=40)
 def test_evaluation_covers_every_clip_once_in_order(n: int, size: int, world: int) -> None:
