@@ -180,6 +180,15 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Imported:
+    """What a config file of the original system means here."""
+
+    preset: str  # of the family: what the original's code fixes
+    sections: Mapping[str, Any]  # to be laid over it, in the shape of a preset
+    notes: Sequence[str]  # one line each: what was left out and why, what to check
+
+
+@dataclass(frozen=True)
 class Family:
     """A published system: its phases in training order, its labels, its evaluation."""
 
@@ -190,3 +199,5 @@ class Family:
     # The metric that ranks versions, higher is better, and how the table `predictions` of Results tells it: that table
     # -> the statistic that models.metrics.bootstrap resamples.
     headline: tuple[str, Callable[[pd.DataFrame], Callable[[np.ndarray], np.ndarray]]]
+    # The original system's config file, parsed, -> what it means; InputError names the key that is wrong. None: it has none.
+    read_config: Callable[[Mapping[str, Any]], Imported] | None = None
