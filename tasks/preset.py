@@ -84,7 +84,7 @@ def main() -> None:
     for line in [*changes, *notes]:
         command.say(f"  {line}")
     done = "would change" if arguments.print else "changed"
-    command.say(f"preset {arguments.family}/{arguments.name}: {len(changes)} values of {params.PARAMS} {done}")
+    command.say(f"{arguments.family} {arguments.name}: {len(changes)} values of {params.PARAMS} {done}")
 
 
 if __name__ == "__main__":
