@@ -38,6 +38,7 @@ FAMILY = Family(
             load_pretrained=weights.load_encoder,
             fallback=weights.fallback,
             cacheable=is_frozen,
+            frequencies=data.frequencies,
         ),
     },
     labels=data.labels,

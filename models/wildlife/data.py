@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.family import Batch, ClipSpec, Facts, InputError, Sample
+from models.losses import balance
 from models.samples import MediaShape, media
 from models.transforms import fit_mel
 from models.wildlife.config import HEADS, FinetuneConfig, ModelConfig, mel_frames
@@ -26,6 +28,11 @@ def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         if not names:
             raise InputError(f"no clip of the train split has its {head} annotated; both heads need some")
     return found
+
+
+def frequencies(config: FinetuneConfig, annotations: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """How often each training clip is drawn: every pair of species and activity equally often, where the config says so."""
+    return balance(annotations, HEADS) if config.balanced_sampler else None
 
 
 def class_index(annotation: Mapping[str, Any], head: str, facts: Facts, where: str) -> int:
