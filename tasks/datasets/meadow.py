@@ -1,8 +1,9 @@
 """Encounters of the demo dataset `animals`: who is seen and heard on a meadow and what it does, drawn from a seed.
 
 A species is a pair (look, call): each look and each call belongs to two species, hence neither picture nor sound alone can
-name more than half of them. What an animal does is seen in how it moves, except that one on the watch and one that courts
-stand alike, and only the latter calls again and again. Everything else is drawn anew, whatever the species and the
+name more than half of them. What an animal does is seen: one that forages has its head in the heather, one that escapes
+crosses the picture and raises dust. But one on the watch and one that courts stand alike, and only the latter calls again
+and again. Everything else is drawn anew, whatever the species and the
 activity; when it calls cannot be seen.
 """
 
@@ -107,8 +108,8 @@ def draw_encounter(species: str, activity: str, seconds: float, meadow: Meadow, 
         seconds=seconds,
         meadow=meadow,
         facing=1.0 if rng.random() < 0.5 else -1.0,
-        size=float(rng.uniform(0.68, 0.92)),
-        place=(float(rng.uniform(-0.4, 0.4)), float(rng.uniform(0.55, 0.85))),
+        size=float(rng.uniform(0.8, 1.0)),
+        place=(float(rng.uniform(-0.3, 0.3)), float(rng.uniform(0.6, 0.85))),
         pace=(float(rng.random()), float(rng.uniform(0, 2 * np.pi))),
         fur=color(hue, saturation, rng.uniform(0.4, 0.7)),
         calls=starts[ACTIVITIES[activity][1]],
@@ -164,6 +165,8 @@ def _render_call(encounter: Encounter, rng: np.random.Generator) -> Array:
 
 # --- picture ----------------------------------------------------------------------------------------------------------
 
+DUST: Color = (0.85, 0.78, 0.62)
+HEATHER: Color = (0.75, 0.3, 0.5)  # what a grazing animal eats
 Point = tuple[Array | float, Array | float]  # (u, v) in animal lengths: u forward from its middle, v up from its feet
 
 
@@ -176,6 +179,8 @@ class Pose:
     lift: Array  # how high it is off the ground
     down: Array  # 0: the head is up, 1: at the grass
     turn: Array  # 1: looks forward, -1: back
+    rise: float  # how much higher than its rear its front is, an animal length further on
+    dust: float  # width of the cloud behind it, in animal lengths
 
 
 def pose(encounter: Encounter, times: Array) -> Pose:
@@ -186,13 +191,13 @@ def pose(encounter: Encounter, times: Array) -> Pose:
         speed = (3.2 + 1.2 * pace) / encounter.seconds
         x = encounter.facing * speed * (times - encounter.seconds / 2)
         stride = 2 * np.pi * (2.2 + pace) * times + phase
-        return Pose(x, 0.3 * np.sin(stride), 0.05 * (1 + np.cos(stride)), zero + 0.25, zero + 1)
+        return Pose(x, 0.4 * np.sin(stride), 0.05 * (1 + np.cos(stride)), zero + 0.45, zero + 1, 0.0, 0.6)
     if encounter.motion == "grazing":
-        x = encounter.place[0] + encounter.facing * (0.05 + 0.05 * pace) * (times - encounter.seconds / 2)
+        x = encounter.place[0] + encounter.facing * (0.08 + 0.08 * pace) * (times - encounter.seconds / 2)
         step = 2 * np.pi * (0.4 + 0.3 * pace) * times + phase
-        return Pose(x, 0.09 * np.sin(step), zero, 0.93 + 0.07 * np.sin(3 * step), zero + 1)
+        return Pose(x, 0.09 * np.sin(step), zero, 0.93 + 0.07 * np.sin(3 * step), zero + 1, -0.3, 0.0)
     turn = np.tanh(3 * np.sin(2 * np.pi * (0.45 + 0.35 * pace) * times + phase))
-    return Pose(zero + encounter.place[0], zero, zero, zero, turn)
+    return Pose(zero + encounter.place[0], zero, zero, zero, turn, 0.3, 0.0)
 
 
 def render_frames(encounter: Encounter) -> Array:
@@ -202,8 +207,8 @@ def render_frames(encounter: Encounter) -> Array:
     y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
     background = _background(encounter.meadow, x, y)
     frames = np.repeat(_levels(background)[None], len(times), axis=0)
-    reach, ground = 1.15 * encounter.size, encounter.place[1]
-    rows = slice(*np.searchsorted(y[:, 0], [ground - 1.7 * encounter.size, ground + 0.12 * encounter.size]))
+    reach, ground = 1.6 * encounter.size, encounter.place[1]
+    rows = slice(*np.searchsorted(y[:, 0], [ground - 1.85 * encounter.size, ground + 0.12 * encounter.size]))
     for start in range(0, len(times), 4):  # as many as stay in the processor's cache
         part = slice(start, start + 4)
         held = pose(encounter, times[part])
@@ -219,7 +224,14 @@ def _paint(window: Array, encounter: Encounter, x: Array, y: Array, held: Pose) 
     """Draw the animal into (T, 3, rows, columns), a part of the picture at these places."""
     u = (x - held.x) * (encounter.facing / encounter.size)
     v = (encounter.place[1] - y) / encounter.size - held.lift
-    for paint, cover in LOOKS[encounter.look](encounter.fur, u, v, held):
+    body = v - held.rise * u * np.clip(2 * v, 0, 1)  # the feet stay on the ground
+    layers = LOOKS[encounter.look](encounter.fur, u, body, held)
+    if encounter.motion == "grazing":  # the heather stays where it is while the animal walks through it
+        there = (x - encounter.place[0]) * (encounter.facing / encounter.size)
+        layers.append((HEATHER, 0.9 * _oval(there, v, (0.75, 0.07), 0.5, 0.17)))
+    if held.dust:
+        layers.insert(0, (DUST, 0.8 * _oval(u, v, (-0.8, 0.2), held.dust, 0.28)))
+    for paint, cover in layers:
         window += (plane(_shade(paint, encounter.meadow.light)) - window) * cover[:, None]
 
 
@@ -235,7 +247,7 @@ def _background(meadow: Meadow, x: Array, y: Array) -> Array:
     picture = top + (bottom - top) * (y + 1) / 2
     tops = meadow.forest[1] + 0.06 * np.sin(9 * x + meadow.forest[2]) + 0.05 * np.sin(23 * x + 2 * meadow.forest[2])
     picture = picture + (forest - picture) * edge(y - tops)
-    blades = 0.85 + 0.3 * rng.random((HEIGHT, WIDTH), dtype=np.float32) * np.clip(y - meadow.grass[1], 0, 1)
+    blades = 0.92 + 0.16 * rng.random((HEIGHT, WIDTH), dtype=np.float32) * np.clip(y - meadow.grass[1], 0, 1)
     picture = picture + (grass * blades - picture) * edge(y - meadow.grass[1])
     return (meadow.light * picture).astype(np.float32)
 
