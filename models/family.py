@@ -106,6 +106,10 @@ class Phase:
     tiny: Any  # the smallest Config, so that CPU tests cover the phase
     # present(predictions, facts) -> one JSON-able answer a clip: what a person wants to read
     present: Callable[[Batch, Facts], list[dict[str, Any]]] | None = None
+    # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
+    # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
+    # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
+    explain: Callable[[Any, Batch], Batch] | None = None
     # Prefixes of the module's keys that start fresh when the phase begins from another phase's checkpoint.
     fresh: tuple[str, ...] = ()
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
@@ -150,6 +154,10 @@ class Evaluation(Protocol):
         """Predictions of a phase's best weights for a split; `drop` hides "audio" or "video"; `untrained` = random weights."""
         ...
 
+    def explain(self, phase: str, split: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """What a phase's `explain` says of these clips of a split, in the order of `rows`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Table:
@@ -168,6 +176,8 @@ class Example:
     clip: str
     truth: str
     predictions: list[tuple[str, float]]
+    video_relevance: np.ndarray | None = None  # (T', h, w) and (mel, time) in [0, 1], as a phase's `explain` gives them
+    audio_relevance: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from models.family import ClipInfo, Facts, InputError, Results
 from tasks import bundle, command, params, report, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
-from tasks.data.batches import InOrder, build_loader, read_batches
-from tasks.data.loader import open_split
+from tasks.data.batches import InOrder, build_loader, read_batches, stack
+from tasks.data.loader import ClipDataset, open_split
 from tasks.engine import distributed
 
+EXPLAINED = 8  # clips at once: attention of all heads takes more than a prediction
 SMALL = 2  # dimensions of what is kept of a phase's predictions; pictures and maps are not
 
 
@@ -50,6 +51,7 @@ class Scored:
         self.final = bundle.load(self.folders[final])
         self.facts: Facts = self.final.facts
         self.config: Any = self.final.config
+        self.clip = self.family.phases[final].clip(self.config)
         self.dataset = str(self.final.meta["dataset"])
         self.num_bootstrap, self.seed = settings.num_bootstrap, settings.seed
         self.device = device
@@ -78,9 +80,7 @@ class Scored:
     def _predict(self, phase: str, split: str, drop: str, untrained: bool) -> dict[str, np.ndarray]:
         trained = bundle.load(self.folders[phase])
         module = self._module(trained, untrained).to(self.device).eval()
-        spec = self.family.phases[phase].clip(trained.config)
-        transform = self.family.phases[phase].transform(trained.config, trained.facts, False)
-        clips = open_split(self.dataset, split, spec, transform, self.settings.seed)
+        clips = self._open(trained, split)
         order = InOrder(len(clips), self.settings.batch_size)
         loader = build_loader(clips, order, self.settings.num_workers, self.device)
         title = f"{phase}{' untrained' if untrained else ''}, {split}{f' without {drop}' if drop else ''}"
@@ -92,6 +92,24 @@ class Scored:
                 found = module({name: value.to(self.device, non_blocking=True) for name, value in batch.items()})
                 parts.append({name: v.float().cpu().numpy() for name, v in found.items() if v.ndim <= SMALL})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def explain(self, phase: str, split: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """What the phase's `explain` says of these clips of a split, in the order of `rows`."""
+        trained = bundle.load(self.folders[phase])
+        module, clips = trained.module().to(self.device), self._open(trained, split)
+        explain = self.family.phases[phase].explain
+        assert explain is not None, f"{phase} explains nothing"
+        parts: list[dict[str, np.ndarray]] = []
+        for start in tqdm(range(0, len(rows), EXPLAINED), desc=f"{phase}, explained", unit="batch"):
+            batch = stack([clips[0, row] for row in rows[start : start + EXPLAINED]])
+            found = explain(module, {name: value.to(self.device) for name, value in batch.items()})
+            parts.append({name: value.float().cpu().numpy() for name, value in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _open(self, trained: bundle.Bundle, split: str) -> ClipDataset:
+        phase = self.family.phases[trained.phase]
+        transform = phase.transform(trained.config, trained.facts, False)
+        return open_split(self.dataset, split, phase.clip(trained.config), transform, self.settings.seed)
 
     def _module(self, trained: bundle.Bundle, untrained: bool) -> nn.Module:
         if not untrained:

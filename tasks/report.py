@@ -16,9 +16,10 @@ import torch
 from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch.nn import functional
 
 from models.family import Example, Results, Table
 from models.metrics import full_name
@@ -45,6 +46,7 @@ MAX_NAMES = 40  # classes up to which a confusion matrix names them
 MAX_CONFUSIONS = 10  # pairs of classes listed below a confusion matrix
 FILM = 5  # pictures of a strip
 NUM_MELS = 80  # rows of a spectrogram
+HOT, STRENGTH = COLORS[5], 0.7  # how relevance is laid over pictures and sounds, at most this opaque
 
 
 def write(scored: Scored, results: Results, folder: Path) -> None:
@@ -67,7 +69,8 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
                 if name != "predictions"
             ],
             curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
-            examples=gallery(results.examples, storage.DATA / scored.dataset / "stores"),
+            examples=gallery(results.examples, storage.DATA / scored.dataset / "stores", scored.clip.audio_seconds),
+            explained=any(example.video_relevance is not None for example in results.examples),
             provenance=provenance(scored, metas),
             settings={name: sorted(flatten(meta["config"] | meta["training"]).items()) for name, meta in metas.items()},
         )
@@ -236,8 +239,8 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 # --- examples ------------------------------------------------------------------------------------------------------------
 
 
-def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
-    """Each example with its film strip and the picture of its sound."""
+def gallery(examples: list[Example], stores: Path, seconds: float) -> list[dict[str, Any]]:
+    """Each example with its film strip and the picture of its sound, of which the model heard so many `seconds`."""
     frames, sounds = open_stores(stores)
     return [
         {
@@ -245,37 +248,57 @@ def gallery(examples: list[Example], stores: Path) -> list[dict[str, Any]]:
             "truth": example.truth,
             "right": example.predictions[0][0] == example.truth,
             "bars": [(name, round(100 * score, 1)) for name, score in example.predictions],
-            "film": data_uri(film_strip(frames, example.clip), "jpeg"),
-            "sound": data_uri(sound_picture(sounds, example.clip)) if example.clip in sounds else "",
+            "film": data_uri(film_strip(frames, example.clip, example.video_relevance), "jpeg"),
+            "sound": data_uri(sound_picture(sounds, example, seconds)) if example.clip in sounds else "",
         }
         for example in examples
     ]
 
 
-def film_strip(frames: FrameStore | PreparedFrames, clip: str) -> bytes:
-    """Up to FILM of the clip's frames side by side, JPEG; nothing for a clip without pictures."""
+def film_strip(frames: FrameStore | PreparedFrames, clip: str, relevance: np.ndarray | None = None) -> bytes:
+    """Up to FILM of the clip's frames side by side, below them what was looked at, JPEG; nothing without pictures."""
     stored = frames.num_frames(clip)
     if not stored:
         return b""
     columns = sorted({round(i * (stored - 1) / (FILM - 1)) for i in range(FILM)})
-    strip = np.concatenate(list(frames.decode(clip, columns)), axis=1)
+    pictures = list(frames.decode(clip, columns))
+    strip = np.concatenate(pictures, axis=1)
+    if relevance is not None:
+        slots = [min(column * len(relevance) // max(stored - 1, 1), len(relevance) - 1) for column in columns]
+        tinted = [tint(picture, relevance[slot]) for picture, slot in zip(pictures, slots, strict=True)]
+        strip = np.concatenate([strip, np.concatenate(tinted, axis=1)])
     return simplejpeg.encode_jpeg(np.ascontiguousarray(strip), 85, "RGB")
 
 
-def sound_picture(sounds: AudioStore | PreparedSounds, clip: str) -> bytes:
+def sound_picture(sounds: AudioStore | PreparedSounds, example: Example, seconds: float) -> bytes:
     """The clip's spectrogram, PNG: made from its waveform, or the one that was prepared, whose units nobody noted."""
     if not isinstance(sounds, PreparedSounds):
-        return spectrogram(*sounds.read(clip))
+        return spectrogram(*sounds.read(example.clip), example.audio_relevance, seconds)
     with mpl.rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(4.2, 1.6), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(sounds.read(clip).T, origin="lower", aspect="auto", cmap="magma")
+        axes.imshow(sounds.read(example.clip).T, origin="lower", aspect="auto", cmap="magma")
         axes.set(xlabel="frame", ylabel="mel bin")
         return png(figure)
 
 
-def spectrogram(wave: np.ndarray, rate: int) -> bytes:
-    """The clip's log-mel picture, PNG; nothing for a sound shorter than one window."""
+def tint(picture: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """A frame (H, W, 3) in grey, coloured as far as relevance (h, w) says of its middle square, which the model saw."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(relevance)[None, None].float()
+    strength = np.zeros((height, width, 1))
+    strength[top : top + side, left : left + side, 0] = functional.interpolate(square, (side, side), mode="bilinear")[
+        0, 0
+    ]
+    strength *= STRENGTH
+    grey = picture.mean(2, keepdims=True)
+    return (grey * (1 - strength) + 255 * np.array(to_rgb(HOT)) * strength).round().astype(np.uint8)
+
+
+def spectrogram(wave: np.ndarray, rate: int, relevance: np.ndarray | None = None, seconds: float = 0.0) -> bytes:
+    """The clip's log-mel picture, PNG, with what of its first `seconds` was listened to; nothing below one window."""
     front_end = LogMel(rate, NUM_MELS)
     if not front_end.num_frames(len(wave)):
         return b""
@@ -286,8 +309,13 @@ def spectrogram(wave: np.ndarray, rate: int) -> bytes:
     with mpl.rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(4.2, 1.6), layout="constrained")
         axes = figure.subplots()
-        extent = (0, len(wave) / rate, 0, 1)
-        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent)
+        extent, colors = (0, len(wave) / rate, 0, 1), "magma" if relevance is None else "gray"
+        axes.imshow(mel, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high, extent=extent)
+        if relevance is not None:
+            hot = np.empty((*relevance.shape, 4))
+            hot[..., :3], hot[..., 3] = to_rgb(HOT), STRENGTH * relevance
+            axes.imshow(hot, origin="lower", aspect="auto", extent=(0, seconds, 0, 1))
+            axes.set_xlim(0, len(wave) / rate)
         axes.set_yticks((scale[1:-1] - scale[0]) / (scale[-1] - scale[0]), [f"{f / 1000:g}" for f in pitches])
         axes.set(xlabel="seconds", ylabel="kHz")
         return png(figure)

@@ -87,6 +87,19 @@ def test_evaluation_gives_one_prediction_a_clip(case: tuple[str, str, Phase], fa
         assert len(phase.present(predictions, facts)) == CLIPS
 
 
+def test_what_it_shows_are_maps_from_0_to_1(case: tuple[str, str, Phase], facts: Facts) -> None:
+    phase = case[2]
+    if phase.explain is None:
+        pytest.skip("it shows nothing")
+    found = phase.explain(phase.build(phase.tiny, facts).eval(), batch_of(phase, facts, training=False, silent=1))
+    assert (found["video_relevance"].ndim, found["audio_relevance"].ndim) == (4, 3)
+    for key, value in found.items():
+        assert len(value) == CLIPS, key
+        assert (value >= 0).all() and (value <= 1 + 1e-6).all(), key
+    assert (found["audio_relevance"][1] == 0).all(), "nothing to listen to"
+    assert (found["video_relevance"].flatten(1).amax(1) == 1).all()
+
+
 def test_evaluation_does_not_depend_on_the_neighbours_in_the_batch(case: tuple[str, str, Phase], facts: Facts) -> None:
     phase = case[2]
     module = phase.build(phase.tiny, facts).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.family import Family, Phase
 from models.metrics import HeadScores
 from models.samples import Augmentation
-from models.wildlife import answers, data, evaluation, weights
+from models.wildlife import answers, data, evaluation, explain, weights
 from models.wildlife.config import HEADS, FinetuneConfig
 from models.wildlife.model import Finetune, is_frozen, tiny_model
 
@@ -34,6 +34,7 @@ FAMILY = Family(
                 balanced_sampler=False,
             ),
             present=answers.present,
+            explain=explain.explain,
             pretrained=weights.names,
             load_pretrained=weights.load_encoder,
             fallback=weights.fallback,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import gcd
 from typing import cast
 
@@ -46,12 +47,16 @@ class VideoEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens after the norm, in order of time, row, column, and the pooled vector."""
-        tokens = self.body(self.pixels(frames))
+        return self.read(self.pixels(frames))
+
+    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what `pixels` gives."""
+        tokens = self.body(pixels)
         return self.norm(tokens), self.norm(tokens.mean(1))
 
-    def attentions(self, frames: Tensor) -> list[Tensor]:
+    def attentions(self, frames: Tensor) -> Iterator[Tensor]:
         """(B, heads, N, N) a layer, from the first; none for the CNN. Only for looking at: training never holds them."""
-        return self.body.attentions(self.pixels(frames)) if isinstance(self.body, VideoMAE) else []
+        return self.body.attentions(self.pixels(frames)) if isinstance(self.body, VideoMAE) else iter(())
 
 
 class VideoMAE(nn.Module):
@@ -83,13 +88,12 @@ class VideoMAE(nn.Module):
             x = block(x)
         return x
 
-    def attentions(self, pixels: Tensor) -> list[Tensor]:
-        """(B, heads, N, N) of each layer."""
-        x, found = self.embed(pixels), []
+    def attentions(self, pixels: Tensor) -> Iterator[Tensor]:
+        """(B, heads, N, N) of each layer in turn: all of them together would be gigabytes a clip."""
+        x = self.embed(pixels)
         for block in cast("list[Block]", list(self.blocks)):
-            found.append(block.attn.weights(block.norm1(x)))
+            yield block.attn.weights(block.norm1(x))
             x = block(x)
-        return found
 
 
 class Cnn3d(nn.Module):
@@ -175,7 +179,11 @@ class AudioEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens, in order of pitch, time, and the pooled vector."""
+        return self.read(self.picture(batch))
+
+    def read(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what `picture` gives."""
         net = self.resnet
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self.picture(batch)))))
+        x = net.maxpool(net.relu(net.bn1(net.conv1(picture))))
         tokens = net.layer4(net.layer3(net.layer2(net.layer1(x)))).flatten(2).transpose(1, 2)
         return tokens, tokens.mean(1)

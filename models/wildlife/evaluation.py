@@ -7,7 +7,7 @@ A clip counts for a head that it is annotated for, and for the joint accuracy wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +17,8 @@ from models import metrics, scoring
 from models.family import ClipInfo, Evaluation, Example, InputError, Results, Table
 from models.wildlife.config import HEADS
 
+NUM_DELETION = 48  # test clips, spread over the split, on which the overlays are put to the test
+MAPS = ("video_relevance", "audio_relevance")
 MEASURES = ("top1", "balanced_accuracy", "macro_f1", "weighted_f1", "map", "ece")
 
 
@@ -59,9 +61,16 @@ def evaluate(run: Evaluation) -> Results:
         of_heads = [values[f"{prefix}_{head.name}_macro_f1".lstrip("_")] for head in told]
         values[f"{prefix}_mean_macro_f1".lstrip("_")] = float(np.mean(of_heads))
     values |= joint(heads) | intervals(run, heads, told)
+    chosen, spread = example_rows(heads, clips), np.unique(np.linspace(0, len(clips) - 1, NUM_DELETION).astype(int))
+    seen = run.explain("finetune", "test", [*chosen, *spread.tolist()])
+    falling, tables["deletion"] = deletion({name: rows[len(chosen) :] for name, rows in seen.items()}, run, spread)
     note = "The most probable class of each head for every test clip; no truth where it is not annotated."
     tables["predictions"] = Table("Every clip", predictions(heads, clips), note)
-    return Results(values, tables, examples(heads, clips))
+    shown = [
+        replace(example(heads, row, clips[row].id), **{key: seen[key][i] for key in MAPS})
+        for i, row in enumerate(chosen)
+    ]
+    return Results(values | falling, tables, shown)
 
 
 def mean_macro_f1(table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
@@ -186,18 +195,40 @@ def predictions(heads: Sequence[Head], clips: Sequence[ClipInfo], prefix: str = 
     return frame
 
 
-def examples(heads: Sequence[Head], clips: Sequence[ClipInfo]) -> list[Example]:
-    """Clips with the five most probable answers, of a clip annotated twice pairs: the heads' probabilities multiplied."""
+def deletion(seen: dict[str, np.ndarray], run: Evaluation, rows: np.ndarray) -> tuple[dict[str, float], Table]:
+    """Whether hiding what attention rollout calls relevant hurts more than hiding at random: areas, curves, and a verdict."""
+    curves = {"most relevant first": seen["deletion"], "random order": seen["deletion_random"]}
+    areas = {name: np.trapezoid(curve, dx=1 / (curve.shape[1] - 1), axis=1) for name, curve in curves.items()}
+    first, random = areas.values()
+    groups = [clip.group for clip in run.clips("test")]
+    gain = float((random - first).mean())
+    low, high = metrics.bootstrap(
+        metrics.weighted_mean(random - first), [groups[row] for row in rows], run.num_bootstrap, run.seed
+    )
+    verdict = "better than chance" if low > 0 else "worse than chance" if high < 0 else "no better than chance"
+    note = (
+        f"Mean probability of the predicted classes over {len(rows)} test clips, while places of picture and sound are "
+        f"hidden. Area {first.mean():.3f} by attention rollout, {random.mean():.3f} at random: {gain:.3f} less "
+        f"[{low:.3f}, {high:.3f}], so the overlays below tell what the answer rests on {verdict}."
+    )
+    share = np.linspace(0, 1, seen["deletion"].shape[1])
+    frame = pd.DataFrame({"share hidden": share} | {name: curve.mean(0) for name, curve in curves.items()})
+    values = {"deletion_area": float(first.mean()), "deletion_random_area": float(random.mean())}
+    return values, Table("Do the overlays show what matters?", frame, note, "lines")
+
+
+def example_rows(heads: Sequence[Head], clips: Sequence[ClipInfo]) -> list[int]:
+    """Clips to look at: right answers from all over the split, and the most confident mistakes."""
     known = [[head for head in heads if head.known[i]] for i in range(len(clips))]
     hit = np.array([bool(own) and all(head.hits("")[i] for head in own) for i, own in enumerate(known)])
     sure = np.array([np.prod([head.rows[""][i].max() for head in own]) for i, own in enumerate(known)])
     told = np.flatnonzero([bool(own) for own in known])
-    chosen = told[scoring.choose_examples(hit[told], sure[told])]
-    return [example(known[row], row, clips[row].id) for row in chosen.tolist()]
+    return told[scoring.choose_examples(hit[told], sure[told])].tolist()
 
 
-def example(heads: Sequence[Head], row: int, clip: str) -> Example:
-    """One clip, what was expected and what came out."""
+def example(every: Sequence[Head], row: int, clip: str) -> Example:
+    """One clip with the five most probable answers of the heads it is annotated for: their probabilities multiplied."""
+    heads = [head for head in every if head.known[row]]
     best = [np.argsort(-head.rows[""][row], kind="stable")[:5] for head in heads]
     answers = [
         (

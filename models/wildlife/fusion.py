@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -78,17 +79,16 @@ class Bottleneck(nn.Module):
         """(B, N, D) a modality -> (B, dim): each modality's mean token, then the mean over the modalities there are."""
         return mean_present({m: z.mean(1) for m, z in self.tokens(given, present).items()}, present)
 
-    def attentions(self, given: Streams, present: Streams) -> list[Streams]:
-        """A layer's (B, heads, N, N) a modality; from `fusion_layer` on its last places are the bottlenecks."""
-        z, found = self.embed(given), []
+    def attentions(self, given: Streams, present: Streams) -> Iterator[Streams]:
+        """Layer after layer (B, heads, N, N) a modality; from `fusion_layer` on the last places are the bottlenecks."""
+        z = self.embed(given)
         b = None if self.bottlenecks is None else self.bottlenecks.expand(len(z["video"]), -1, -1)
         for depth in range(len(cast(nn.ModuleList, self.blocks["video"]))):
             mixes = depth >= self.fusion_layer and b is not None
             x = {m: torch.cat([z[m], b], 1) if mixes and b is not None else z[m] for m in MODALITIES}
             blocks = {m: self._block(m, depth) for m in MODALITIES}
-            found.append({m: blocks[m].attn.weights(blocks[m].norm1(x[m])) for m in MODALITIES})
+            yield {m: blocks[m].attn.weights(blocks[m].norm1(x[m])) for m in MODALITIES}
             z, b = self.step(depth, z, b, present)
-        return found
 
 
 class Concat(nn.Module):

@@ -34,8 +34,12 @@ class Finetune(nn.Module):
 
     def encode(self, batch: Batch) -> Batch:
         """What precedes the fusion: each encoder's pooled vector, and its tokens where the fusion reads them."""
-        seen, video = self.video_encoder(batch["frames"])
-        heard, audio = self.audio_encoder(batch)
+        return self.read(self.video_encoder.pixels(batch["frames"]), self.audio_encoder.picture(batch))
+
+    def read(self, pixels: Tensor, picture: Tensor) -> Batch:
+        """The same from the encoders' own inputs."""
+        seen, video = self.video_encoder.read(pixels)
+        heard, audio = self.audio_encoder.read(picture)
         features = {"video_feature": video, "audio_feature": audio}
         return features if self.fusion.pooled else features | {"video_tokens": seen, "audio_tokens": heard}
 

@@ -171,7 +171,7 @@ def test_one_fused_layer_carries_nothing_across_yet() -> None:
 
 def test_attention_shown_is_the_attention_used() -> None:
     module, tokens = bottleneck(fusion_num_layers=3, fusion_layer=1)
-    found = module.attentions(tokens, BOTH)
+    found = list(module.attentions(tokens, BOTH))
     own = tokens["video"].shape[1]
     assert [layers["video"].shape[-1] for layers in found] == [own, own + 2, own + 2]
     x = module.embed(tokens)["video"]
@@ -314,7 +314,7 @@ def test_small_cnn_gives_the_grid_that_is_declared(frames: int) -> None:
     module = build(video_kind="cnn3d", video_num_frames=frames, video_frame_size=24)
     found = module(batch(module.config))
     assert found["video_feature"].shape == (4, 16)
-    assert module.video_encoder.attentions(torch.zeros(1, frames, 3, 24, 24)) == []
+    assert list(module.video_encoder.attentions(torch.zeros(1, frames, 3, 24, 24))) == []
 
 
 def test_fallback_is_what_the_config_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ class FakeRun:
     config: None = None
     num_bootstrap: int = 200
     seed: int = 3
+    at_random: tuple[float, ...] = (1.0, 0.8, 0.0)  # the curve of a random order
     unknown: dict[str, set[int]] = field(default_factory=lambda: {"species": {0}, "activity": {1, 2}})
 
     def clips(self, split: str) -> list[ClipInfo]:
@@ -40,6 +42,11 @@ class FakeRun:
         species = 6 * np.eye(3)[rows % 3] if drop != "video" else np.tile([1.0, 0, 0], (NUM, 1))
         activity = 6 * np.eye(2)[rows // 3 % 2] if not drop else np.tile([1.0, 0], (NUM, 1))
         return {"species_logits": species, "activity_logits": activity}
+
+    def explain(self, phase: str, split: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        maps = {"video_relevance": np.ones((len(rows), 1, 2, 2)), "audio_relevance": np.ones((len(rows), 4, 6))}
+        falling = np.tile([1.0, 0.2, 0.0], (len(rows), 1))
+        return maps | {"deletion": falling, "deletion_random": np.tile(self.at_random, (len(rows), 1))}
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +126,15 @@ def test_a_head_without_annotations_is_left_out() -> None:
     run.unknown = {"species": set(range(NUM)), "activity": set(range(NUM))}
     with pytest.raises(InputError, match="no clip of the test split is annotated"):
         evaluate(run)  # pyright: ignore[reportArgumentType]
+
+
+def test_overlays_are_called_what_the_deletion_curve_shows(results) -> None:
+    assert results.metrics["deletion_area"] == pytest.approx(0.35)
+    assert results.metrics["deletion_random_area"] == pytest.approx(0.65)
+    table = results.tables["deletion"]
+    assert "better than chance" in table.note and "no better" not in table.note
+    assert table.frame["share hidden"].tolist() == [0, 0.5, 1]
+    assert all(example.video_relevance.shape == (1, 2, 2) for example in results.examples)
+    for curve, verdict in (((1.0, 0.2, 0.0), "no better than chance"), ((1.0, 0.1, 0.0), "worse than chance")):
+        other = evaluate(FakeRun(at_random=curve))  # pyright: ignore[reportArgumentType]
+        assert verdict in other.tables["deletion"].note

@@ -143,7 +143,7 @@ def test_same_results_same_bytes(written: tuple[Scored, Results, Path], tmp_path
 
 def test_examples_show_frames_and_sound(written: tuple[Scored, Results, Path]) -> None:
     clips = ["test_00", "test_03", "test_07"]
-    whole, silent, blind = report.gallery([Example(clip, "rain", [("rain", 0.91234)]) for clip in clips], STORES)
+    whole, silent, blind = report.gallery([Example(clip, "rain", [("rain", 0.91234)]) for clip in clips], STORES, 3.0)
     assert whole["right"]
     assert whole["bars"] == [("rain", 91.2)]
     strip = simplejpeg.decode_jpeg(base64.b64decode(whole["film"].partition(",")[2]))
@@ -160,6 +160,21 @@ def test_examples_show_frames_and_sound(written: tuple[Scored, Results, Path]) -
     assert not silent["sound"]
     assert not blind["film"]
     assert blind["sound"]
+
+
+def test_examples_show_what_was_looked_at(written: tuple[Scored, Results, Path]) -> None:
+    seen, heard = np.zeros((2, 2, 2), np.float32), np.zeros((4, 6), np.float32)
+    seen[0, :, 0] = seen[1, :, 1] = heard[:, 0] = 1  # the left at first, then the right; the beginning of the sound
+    (plain,) = report.gallery([Example("test_00", "rain", [("rain", 1.0)])], STORES, 0.5)
+    (shown,) = report.gallery([Example("test_00", "rain", [("rain", 1.0)], seen, heard)], STORES, 0.5)
+    strip = simplejpeg.decode_jpeg(base64.b64decode(shown["film"].partition(",")[2])).astype(int)
+    assert strip.shape == (32, FRAMES * 24, 3)
+    orange = strip[16:, :, 0] - strip[16:, :, 2]  # red less blue: nothing where the picture stays grey
+    for frame, (hot, cold) in ((0, (slice(4, 9), slice(15, 20))), (FRAMES - 1, (slice(15, 20), slice(4, 9)))):
+        part = orange[:, frame * 24 : (frame + 1) * 24]
+        assert part[:, hot].mean() > 80 > 20 > abs(part[:, cold].mean())
+        assert abs(part[:, :3].mean()) < 20, "the model saw the middle square alone"
+    assert shown["sound"] != plain["sound"]
 
 
 def test_a_tone_stands_at_its_pitch() -> None:
