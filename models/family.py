@@ -110,6 +110,9 @@ class Phase:
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
     # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
     explain: Callable[[Any, Batch], Batch] | None = None
+    # The phase whose finished module, frozen, teaches this one: a training batch holds what it answers to the same tensors
+    # as `teacher_<prediction>`. Not with `cacheable` or `joint_loss`. "" = nobody.
+    teacher: str = ""
     # Prefixes of the module's keys that start fresh when the phase begins from another phase's checkpoint.
     fresh: tuple[str, ...] = ()
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
@@ -204,6 +207,7 @@ class Family:
 
     title: str
     phases: dict[str, Phase]
+    final: str  # the phase that is evaluated, registered and asked; those after it are made from it
     labels: Callable[[Sequence[Mapping[str, Any]]], dict[str, list[str]]]  # train annotations -> label maps
     evaluate: Callable[[Evaluation], Results]
     # The metric that ranks versions, higher is better, and how the table `predictions` of Results tells it: that table

@@ -104,6 +104,13 @@ def log_prior(counts: Sequence[int]) -> Tensor:
     return (number / number.sum()).log().float()
 
 
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """(B,) T² KL(softmax(teacher / T) || softmax(student / T)) of (B, C) logits (Hinton et al. 2015, §2.1)."""
+    ours = (student.float() / temperature).log_softmax(-1)
+    theirs = (teacher.float() / temperature).log_softmax(-1)
+    return temperature**2 * functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
 def annotated_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
     """(B,) cross-entropy of (B, C) logits, 0 for clips that nobody annotated (label -1).
 

@@ -45,9 +45,11 @@ class Scored:
 
     def __init__(self, family: str, settings: Evaluate, device: torch.device) -> None:
         self.family, self.settings = models.load(family), settings
-        self.folders = {name: storage.ARTIFACTS / family / name for name in self.family.phases}
+        final, names = self.family.final, list(self.family.phases)
+        # What is made from the final phase has no say here, whether it is there already or not.
+        before = names[: names.index(final) + 1]
+        self.folders = {name: storage.ARTIFACTS / family / name for name in before}
         self.trained: Sequence[str] = [name for name, path in self.folders.items() if (path / bundle.META).is_file()]
-        final = list(self.family.phases)[-1]
         self.final = bundle.load(self.folders[final])
         self.facts: Facts = self.final.facts
         self.config: Any = self.final.config

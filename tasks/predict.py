@@ -169,11 +169,11 @@ def main() -> None:
     )
     parser.add_argument("family", choices=models.names())
     parser.add_argument("clips", nargs="+", type=Path, help="video files, or folders of them")
-    parser.add_argument("--model", help="bundle folder or models:/ address; the family's last phase in artifacts/")
+    parser.add_argument("--model", help="bundle folder or models:/ address; the family's final phase in artifacts/")
     parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most")
     parser.add_argument("--json", type=Path, help="write the answers to this file too")
     given = parser.parse_args()
-    final = list(models.load(given.family).phases)[-1]
+    final = models.load(given.family).final
     predictor = load_predictor(given.family, given.model or str(storage.ARTIFACTS / given.family / final))
     answers: list[dict[str, Any]] = []
     for files in _batches(media_files(given.clips, predictor.suffixes)):

@@ -29,11 +29,11 @@ RUNTIME = (
 
 
 def main() -> None:
-    """Register the family's last phase as it was evaluated."""
+    """Register the family's final phase as it was evaluated."""
     parser = argparse.ArgumentParser(prog="python -m tasks.register", description="Register an evaluated checkpoint.")
     parser.add_argument("family", choices=models.names())
     family = parser.parse_args().family
-    phase = list(models.load(family).phases)[-1]
+    phase = models.load(family).final
     root = storage.ARTIFACTS / family
     with storage.alone(f"register@{family}"):
         line = register(family, root / phase, root / "evaluate", root / "register")

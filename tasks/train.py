@@ -160,6 +160,35 @@ def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> LoadR
         ) from None
 
 
+# --- who teaches -----------------------------------------------------------------------------------------------------------
+
+
+def find_teacher(job: Job) -> bundle.Bundle | None:
+    """The finished phase that this one learns from; InputError where it knows other classes or takes another batch."""
+    if not job.phase.teacher:
+        return None
+    teacher = bundle.load(storage.ARTIFACTS / job.family / job.phase.teacher)
+    if teacher.facts.labels != job.facts.labels:
+        raise InputError(f"{teacher.path}: the teacher knows other classes than {job.dataset} has; train it again")
+    phase = models.load(teacher.family).phases[teacher.phase]
+    theirs = dataclasses.replace(job, phase=phase, config=teacher.config, facts=teacher.facts)
+    ours, wanted = (open_clips(each, "train", training=False)[0, 0] for each in (job, theirs))
+    for key, value in wanted.items():
+        if key not in ours or ours[key].shape != value.shape:
+            given = tuple(ours[key].shape) if key in ours else "none"
+            raise InputError(
+                f"params.yaml: {job.family}.{job.name} makes {key} {given} of a clip and its teacher takes "
+                f"{tuple(value.shape)}; give {job.family}.{job.name}.model the sizes of frames and sound of {teacher.phase}"
+            )
+    return teacher
+
+
+@torch.no_grad()
+def taught(teacher: nn.Module, batch: Batch) -> Batch:
+    """The batch with what the teacher answers to it, as `teacher_<prediction>`."""
+    return batch | {f"teacher_{key}": value for key, value in teacher(batch).items()}
+
+
 # --- frozen parts, computed once -----------------------------------------------------------------------------------------
 
 
@@ -208,18 +237,22 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     """Train to the end and write the bundle; the resume state goes when the bundle is there."""
     seed(job.settings, place)
     job, module, origin, lines = start(job)
+    teacher = find_teacher(job)
+    if teacher:
+        origin["teacher"] = {"phase": teacher.phase, "sha256": storage.file_digest(teacher.path)}
+        lines.append(f"taught by {teacher.path.parent}")
     work = work_folder(job, origin)
     for line in lines if place.leader else []:
         say(line)
     with storage.locked(work) if place.leader else nullcontext():  # other checkouts may share it
-        fitted = fit(job, module, place, work, log)
+        fitted = fit(job, module, teacher, place, work, log)
         if place.leader:
             save(job, origin, fitted)
             shutil.rmtree(work)
     return fitted
 
 
-def fit(job: Job, module: nn.Module, place: Place, work: Path, log: loop.Log) -> Fitted:
+def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place, work: Path, log: loop.Log) -> Fitted:
     """Train on what the phase sees of the clips."""
     if job.phase.cacheable(job.config):
         clips = {split: encoded(job, module, split, place, work) for split in ("train", "val")}
@@ -228,6 +261,8 @@ def fit(job: Job, module: nn.Module, place: Place, work: Path, log: loop.Log) ->
     metric = partial(job.phase.metrics, job.config, job.facts)
     frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
     task = Task(module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies)
+    if teacher:
+        task = dataclasses.replace(task, teach=partial(taught, teacher.module().to(place.device)))
     return loop.fit(task, job.settings, place, work, log)
 
 
@@ -260,6 +295,7 @@ def main() -> None:
     job = read_job(given.family, given.phase)
     data = storage.DATA / job.dataset
     inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]
+    inputs += [storage.ARTIFACTS / job.family / job.phase.teacher] if job.phase.teacher else []
     values = {**bundle.plain(job.config), **dataclasses.asdict(job.settings)}
     with (
         distributed.launched(job.settings.device) as place,

@@ -16,6 +16,7 @@ from models.weights import load_matching
 from tasks import params
 from tasks.data.batches import stack
 from tasks.engine.loop import Training
+from tasks.train import taught
 
 PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
 # One annotation a clip as the family's dataset writes it; a family whose annotations look otherwise adds its own kind.
@@ -38,8 +39,8 @@ def facts(case: tuple[str, str, Phase]) -> Facts:
     return Facts(models.load(case[0]).labels(ANNOTATIONS), -5.0, 4.0)
 
 
-def batch_of(phase: Phase, facts: Facts, training: bool, silent: int = -1) -> Batch:
-    """CLIPS random clips through the phase's transform, the one at `silent` without sound."""
+def batch_of(family: str, phase: Phase, facts: Facts, training: bool, silent: int = -1) -> Batch:
+    """CLIPS random clips through the phase's transform, the one at `silent` without sound; taught where that is due."""
     spec = phase.clip(phase.tiny)
     transform: Callable[[Sample], Batch] = phase.transform(phase.tiny, facts, training)
 
@@ -50,11 +51,21 @@ def batch_of(phase: Phase, facts: Facts, training: bool, silent: int = -1) -> Ba
         annotation = ANNOTATIONS[i % len(ANNOTATIONS)]
         return {**transform(Sample(str(i), frames, None if i == silent else wave, annotation, rng)), "row": i}
 
-    return stack([sample(i) for i in range(CLIPS)])
+    batch = stack([sample(i) for i in range(CLIPS)])
+    if not (training and phase.teacher):
+        return batch
+    teacher = models.load(family).phases[phase.teacher]
+    return taught(teacher.build(teacher.tiny, facts).eval(), batch)
 
 
 def test_its_section_of_params_is_valid(case: tuple[str, str, Phase]) -> None:
     params.phase(case[0], case[1], Training)
+
+
+def test_the_final_phase_answers_people(case: tuple[str, str, Phase]) -> None:
+    family = models.load(case[0])
+    assert family.phases[family.final].present is not None
+    assert not case[2].teacher or list(family.phases).index(case[2].teacher) < list(family.phases).index(case[1])
 
 
 def test_config_has_no_defaults(case: tuple[str, str, Phase]) -> None:
@@ -64,7 +75,7 @@ def test_config_has_no_defaults(case: tuple[str, str, Phase]) -> None:
 def test_forward_and_backward_are_finite_and_reach_what_trains(case: tuple[str, str, Phase], facts: Facts) -> None:
     phase = case[2]
     module = phase.build(phase.tiny, facts).train()
-    losses = module(batch_of(phase, facts, training=True, silent=1))
+    losses = module(batch_of(case[0], phase, facts, training=True, silent=1))
     assert all(torch.isfinite(value).all() for value in losses.values())
     losses["loss"].backward()
     for name, parameter in module.named_parameters():
@@ -76,7 +87,7 @@ def test_forward_and_backward_are_finite_and_reach_what_trains(case: tuple[str, 
 def test_evaluation_gives_one_prediction_a_clip(case: tuple[str, str, Phase], facts: Facts) -> None:
     phase = case[2]
     module = phase.build(phase.tiny, facts).eval()
-    batch = batch_of(phase, facts, training=False, silent=1)
+    batch = batch_of(case[0], phase, facts, training=False, silent=1)
     with torch.no_grad():
         predictions = module(batch)
     assert all(len(value) == CLIPS for value in predictions.values())
@@ -91,7 +102,9 @@ def test_what_it_shows_are_maps_from_0_to_1(case: tuple[str, str, Phase], facts:
     phase = case[2]
     if phase.explain is None:
         pytest.skip("it shows nothing")
-    found = phase.explain(phase.build(phase.tiny, facts).eval(), batch_of(phase, facts, training=False, silent=1))
+    found = phase.explain(
+        phase.build(phase.tiny, facts).eval(), batch_of(case[0], phase, facts, training=False, silent=1)
+    )
     assert (found["video_relevance"].ndim, found["audio_relevance"].ndim) == (4, 3)
     for key, value in found.items():
         assert len(value) == CLIPS, key
@@ -103,7 +116,7 @@ def test_what_it_shows_are_maps_from_0_to_1(case: tuple[str, str, Phase], facts:
 def test_evaluation_does_not_depend_on_the_neighbours_in_the_batch(case: tuple[str, str, Phase], facts: Facts) -> None:
     phase = case[2]
     module = phase.build(phase.tiny, facts).eval()
-    batch = batch_of(phase, facts, training=False)
+    batch = batch_of(case[0], phase, facts, training=False)
     with torch.no_grad():
         whole = module(batch)
         alone = module({key: value[:1] for key, value in batch.items()})
@@ -120,7 +133,7 @@ def test_weights_survive_a_round_trip(case: tuple[str, str, Phase], facts: Facts
     report = load_matching(second, first.state_dict())
     assert not report.fresh
     assert not report.dropped
-    batch = batch_of(phase, facts, training=False)
+    batch = batch_of(case[0], phase, facts, training=False)
     with torch.no_grad():
         for key, value in first(batch).items():
             torch.testing.assert_close(second(batch)[key], value)
@@ -130,8 +143,8 @@ def test_it_starts_from_the_phase_before(case: tuple[str, str, Phase], facts: Fa
     family, name, phase = case
     phases = list(models.load(family).phases)
     before = phases.index(name) - 1
-    if before < 0:
-        pytest.skip("the first phase starts from nothing")
+    if before < 0 or phase.teacher:
+        pytest.skip("the first phase and a student start from nothing")
     earlier = models.load(family).phases[phases[before]]
     report = load_matching(phase.build(phase.tiny, facts), earlier.build(earlier.tiny, facts).state_dict(), phase.fresh)
     assert report.loaded
@@ -142,7 +155,7 @@ def test_it_learns_a_batch_by_heart(case: tuple[str, str, Phase], facts: Facts) 
     phase = case[2]
     torch.manual_seed(0)
     module = phase.build(phase.tiny, facts).train()
-    batch = batch_of(phase, facts, training=True)
+    batch = batch_of(case[0], phase, facts, training=True)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(60):
@@ -157,6 +170,6 @@ def test_it_learns_a_batch_by_heart(case: tuple[str, str, Phase], facts: Facts) 
 def test_a_step_has_no_graph_break(case: tuple[str, str, Phase], facts: Facts) -> None:
     phase = case[2]
     module = phase.build(phase.tiny, facts).train()
-    batch = batch_of(phase, facts, training=True)
+    batch = batch_of(case[0], phase, facts, training=True)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch)["loss"], module(batch)["loss"])

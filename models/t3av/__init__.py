@@ -93,6 +93,7 @@ FAMILY = Family(
             **_shared("finetune"),
         ),
     },
+    final="finetune",
     labels=data.labels,
     evaluate=evaluation.evaluate,
     headline=("top1", evaluation.top1),

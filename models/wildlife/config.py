@@ -32,7 +32,7 @@ class VideoConfig:
 class AudioConfig:
     """Section `wildlife.model.audio_encoder`."""
 
-    model_name: Literal["resnet18", "resnet34", "resnet50"]
+    model_name: Literal["resnet10", "resnet18", "resnet34", "resnet50"]
     pretrained: str  # torchvision's weights: file, folder, name on the hub such as timm/resnet18.tv_in1k, or none
     freeze_backbone: bool
     sample_rate: int  # Hz
@@ -73,6 +73,24 @@ class FinetuneConfig:
     balanced_sampler: bool  # draw every pair of species and activity equally often
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """Phase `distill`: a smaller model learns from `finetune`'s answers beside the annotations."""
+
+    model: (
+        ModelConfig  # the student's; it sees and hears what the teacher does, hence the same sizes of frames and sound
+    )
+    augment: Augmentation
+    species_weight: float  # of the head's loss
+    activity_weight: float
+    label_smoothing: float  # of what the annotations say
+    temperature: float  # at which both answers are compared
+    alpha: float  # share of the loss that the teacher's answers have; the annotations have the rest
+
+
+PhaseConfig = FinetuneConfig | DistillConfig
+
+
 def check_imbalance(config: FinetuneConfig) -> None:
     """InputError where the same imbalance would be weighed twice."""
     if config.balanced_sampler and config.imbalance != "none":
@@ -82,8 +100,8 @@ def check_imbalance(config: FinetuneConfig) -> None:
         )
 
 
-def check(config: ModelConfig) -> None:
-    """InputError naming the key whose value does not fit the others."""
+def check(config: ModelConfig, where: str = "wildlife.model") -> None:
+    """InputError naming the key below `where` whose value does not fit the others."""
     video, audio, dim = config.video_encoder, config.audio_encoder, config.fusion_hidden_dim
     divisions = [
         ("video_encoder.frame_size", video.frame_size, "patch_size", video.patch_size),
@@ -95,17 +113,17 @@ def check(config: ModelConfig) -> None:
     ]
     for key, value, by, divisor in divisions:
         if divisor < 1 or value < 1 or value % divisor:
-            raise InputError(f"params.yaml: wildlife.model.{key} is {value}; it must be a multiple of {by} ({divisor})")
+            raise InputError(f"params.yaml: {where}.{key} is {value}; it must be a multiple of {by} ({divisor})")
     if not 0 <= config.fusion_layer <= config.fusion_num_layers:
         raise InputError(
-            f"params.yaml: wildlife.model.fusion_layer is {config.fusion_layer}; it must lie between 0 and "
+            f"params.yaml: {where}.fusion_layer is {config.fusion_layer}; it must lie between 0 and "
             f"fusion_num_layers ({config.fusion_num_layers})"
         )
     if config.num_bottlenecks < 1:
-        raise InputError(f"params.yaml: wildlife.model.num_bottlenecks is {config.num_bottlenecks}; 1 is the least")
+        raise InputError(f"params.yaml: {where}.num_bottlenecks is {config.num_bottlenecks}; 1 is the least")
     if audio.mel_step < 1 or mel_frames(audio) < audio.mel_step:
         raise InputError(
-            f"params.yaml: wildlife.model.audio_encoder.audio_duration is {audio.audio_duration} s, {mel_frames(audio)} "
+            f"params.yaml: {where}.audio_encoder.audio_duration is {audio.audio_duration} s, {mel_frames(audio)} "
             f"mel frames; it must give one column of mel_step ({audio.mel_step}) frames at least"
         )
 

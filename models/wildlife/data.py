@@ -12,10 +12,10 @@ from models.family import Batch, ClipSpec, Facts, InputError, Sample
 from models.losses import balance
 from models.samples import MediaShape, media
 from models.transforms import fit_mel
-from models.wildlife.config import HEADS, FinetuneConfig, ModelConfig, mel_frames
+from models.wildlife.config import HEADS, ModelConfig, PhaseConfig, mel_frames
 
 
-def clip(config: FinetuneConfig) -> ClipSpec:
+def clip(config: PhaseConfig) -> ClipSpec:
     """What is read of a clip; the seed's own spectrograms will do in place of a waveform."""
     video, audio = config.model.video_encoder, config.model.audio_encoder
     return ClipSpec(video.num_frames, audio.sample_rate, audio.audio_duration, takes_mel=True)
@@ -45,7 +45,7 @@ def class_index(annotation: Mapping[str, Any], head: str, facts: Facts, where: s
     return known.index(name)
 
 
-def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[[Sample], Batch]:
+def transform(config: PhaseConfig, facts: Facts, training: bool) -> Callable[[Sample], Batch]:
     """Pictures, waveform (or `mel` where that was prepared elsewhere), both labels.
 
     Modality dropout only hides: the tensors stay, so that the batch norm of the audio encoder never learns from silence

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from models.attention import Block, initialise
 from models.embed import sincos, video_patches
@@ -144,6 +145,11 @@ def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(gcd(8, width), width)
 
 
+def build_resnet(name: str) -> ResNet:
+    """torchvision's by its name, or resnet10: one block a stage, for students."""
+    return ResNet(BasicBlock, [1, 1, 1, 1]) if name == "resnet10" else getattr(torchvision.models, name)(weights=None)
+
+
 class AudioEncoder(nn.Module):
     """torchvision's ResNet on the log-mel picture (pitch x time): its last map as tokens (B, N, D), and their mean (B, D).
 
@@ -155,7 +161,7 @@ class AudioEncoder(nn.Module):
         self.mel = LogMel(config.sample_rate, config.num_mel_bins)
         self.num_frames, self.step = mel_frames(config), config.mel_step
         self.mean, self.deviation = facts.mel_mean, facts.mel_std
-        self.resnet: torchvision.models.ResNet = getattr(torchvision.models, config.model_name)(weights=None)
+        self.resnet = build_resnet(config.model_name)
         self.dim = self.resnet.fc.in_features
         self.resnet.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         stem = self.resnet.conv1

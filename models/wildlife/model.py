@@ -51,16 +51,23 @@ class Finetune(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         """Training: the losses. Evaluation: logits (B, C) of both heads and the features behind them."""
+        answer = self.answer(batch)
+        return self.loss(answer, batch) if self.training else answer
+
+    def answer(self, batch: Batch) -> Batch:
+        """<head>_logits (B, C), video_feature, audio_feature and fused_feature (B, D)."""
         encoded = batch if "video_feature" in batch else self.encode(batch)
         fused = self.fuse(encoded, batch)
-        logits = {head: self.heads[head](fused) for head in HEADS}
-        if not self.training:
-            features = {key: encoded[key] for key in ("video_feature", "audio_feature")}
-            return {f"{head}_logits": logits[head] for head in HEADS} | features | {"fused_feature": fused}
+        logits = {f"{head}_logits": self.heads[head](fused) for head in HEADS}
+        features = {key: encoded[key] for key in ("video_feature", "audio_feature")}
+        return logits | features | {"fused_feature": fused}
+
+    def loss(self, answer: Batch, batch: Batch) -> Batch:
+        """Both heads' losses and their sum."""
         losses: Batch = {}
         terms = []
         for head in HEADS:
-            losses[f"loss_{head}"], term = self.losses[head](logits[head], batch[head])
+            losses[f"loss_{head}"], term = self.losses[head](answer[f"{head}_logits"], batch[head])
             terms.append(term)
         return {"loss": torch.stack(terms).sum(), **losses}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.family import InputError, LoadReport
-from models.wildlife.config import FinetuneConfig
+from models.wildlife.config import PhaseConfig
 from models.wildlife.encoders import AudioEncoder, VideoEncoder, VideoMAE
 
 PARTS = {  # of a layer: ours and theirs
@@ -21,7 +21,7 @@ PARTS = {  # of a layer: ours and theirs
 }
 
 
-def names(config: FinetuneConfig) -> dict[str, str]:
+def names(config: PhaseConfig) -> dict[str, str]:
     """The checkpoint of each encoder; none for the CNN, which has none."""
     video = config.model.video_encoder
     return {
@@ -30,7 +30,7 @@ def names(config: FinetuneConfig) -> dict[str, str]:
     }
 
 
-def fallback(config: FinetuneConfig, slot: str) -> FinetuneConfig | None:
+def fallback(config: PhaseConfig, slot: str) -> PhaseConfig | None:
     """The same with the small CNN, trained from random weights, where VideoMAE's cannot be had and the config wants that."""
     video = config.model.video_encoder
     if slot != "video" or video.fallback == "error":

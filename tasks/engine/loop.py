@@ -123,7 +123,7 @@ def forward_backward(run: Run, batch: Batch, micro_batch: int) -> Batch:
         share = len(micro["row"]) / len(batch["row"])
         with distributed.synchronising(run.wrapper, last=micro is micros[-1]):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                losses: Batch = run.wrapper(memory.to_device(micro, device))
+                losses: Batch = run.wrapper(run.task.teach(memory.to_device(micro, device)))
             (losses["loss"] * share).backward()
         for key, value in losses.items():
             mean[key] = mean.get(key, 0) + value.detach() * share

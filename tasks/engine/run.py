@@ -62,6 +62,7 @@ class Task:
     val: Clips
     metric: Callable[[], Metric]  # a fresh one for each evaluation
     best: tuple[str, Literal["max", "min"]]
+    teach: Callable[[Batch], Batch] = lambda batch: batch  # adds to a training batch, on the device, what it is taught
     meta: dict[str, Any] = field(default_factory=dict)  # kept in the resume state: config, label map
     frequencies: np.ndarray | None = None  # how often each training clip is drawn; None = once an epoch
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from models.attention import Block
 from models.embed import resize_grid, sincos, sound_patches, video_patches, video_pictures
 from models.family import InputError
-from models.losses import balance, gather_rows, has_collapsed, info_nce, reconstruction
+from models.losses import balance, distillation, gather_rows, has_collapsed, info_nce, reconstruction
 from models.masking import mask_sound, mask_video, num_visible
 from models.transforms import LogMel, hide_bands, resized_crop, standardise
 from models.weights import load_matching
@@ -228,3 +228,12 @@ def test_balanced_clips_come_equally_often_in_every_combination() -> None:
     assert balance(more, ("species", "activity"))[len(clips) :] == pytest.approx(list(mean.values()))
     with pytest.raises(InputError, match="no training clip has species and activity"):
         balance(more[-2:], ("species", "activity"))
+
+
+def test_distillation_is_its_formula() -> None:
+    torch.manual_seed(0)
+    student, teacher, temperature = torch.randn(3, 5), torch.randn(3, 5), 3.0
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    expected = temperature**2 * (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(distillation(student, teacher, temperature), expected)
+    torch.testing.assert_close(distillation(teacher, teacher, temperature), torch.zeros(3))
