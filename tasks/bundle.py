@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models
 from models.family import Facts, InputError, LoadReport
-from models.weights import load_matching
+from models.weights import compute_in_int8, dequantise, load_matching
 from tasks import params, storage
 
 WEIGHTS, META, HISTORY = "weights.safetensors", "bundle.json", "history.csv"
@@ -36,15 +36,16 @@ class Bundle:
     path: Path  # of the weights, for messages
 
     def module(self) -> nn.Module:
-        """The trained module in evaluation mode, on the CPU."""
+        """The trained module in evaluation mode, on the CPU; in int8 as far as its weights are stored so."""
         module = models.load(self.family).phases[self.phase].build(self.config, self.facts)
         self.load_into(module)
+        compute_in_int8(module, self.state)
         return module.eval().requires_grad_(False)
 
     def load_into(self, module: nn.Module, fresh: tuple[str, ...] = ()) -> LoadReport:
         """The weights into a module, of which what starts with one of `fresh` may be new; InputError names the file."""
         try:
-            return load_matching(module, self.state, fresh)
+            return load_matching(module, dequantise(self.state), fresh)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
 
