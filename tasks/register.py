@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -42,18 +43,8 @@ def main() -> None:
 
 def register(family: str, checkpoint: Path, evaluation: Path, out: Path) -> str:
     """Find or make the version, set its aliases, write `out`/version.json; returns a line that says what happened."""
-    trained = bundle.load(checkpoint)
-    metrics = read_metrics(evaluation)
-    name = f"duet-{family}"
-    identity = {
-        "duet.sha256": storage.file_digest(checkpoint / "weights.safetensors"),
-        "duet.bundle": storage.file_digest(checkpoint / "bundle.json"),
-        "duet.evaluation": storage.file_digest(evaluation / "metrics.json"),
-    }
-    number = tracking.find_version(name, identity)
-    known = number is not None
-    if number is None:
-        number = tracking.add_version(_submission(name, family, checkpoint, trained, evaluation, metrics, identity))
+    entry = submit(family, checkpoint, evaluation, f"register@{family}")
+    name, number = entry.name, entry.number
     tracking.set_alias(name, "candidate", number)
     # Until versions are compared on the same evaluation data, the first one is the champion and stays it.
     aliases = tracking.set_alias(name, "champion", number, only_if_free=True)
@@ -61,24 +52,53 @@ def register(family: str, checkpoint: Path, evaluation: Path, out: Path) -> str:
         "name": name,
         "version": number,
         "aliases": aliases,
-        **identity,
+        **entry.identity,
         "predict": f"python -m tasks.predict {family} CLIP.mp4 --model models:/{name}/{number}",
     }
     with storage.atomic_folder(out) as folder:
         (folder / "version.json").write_text(json.dumps(written, indent=2) + "\n")
     champion = "it is the champion" if "champion" in aliases else "the champion stays, promotion is a step of its own"
-    return f"register: {name} version {number} {'was there already' if known else 'made'}, now candidate; {champion}"
+    return (
+        f"register: {name} version {number} {'was there already' if entry.known else 'made'}, now candidate; {champion}"
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in the registry, known by its content."""
+
+    name: str
+    number: int
+    known: bool  # it was there before
+    identity: dict[str, str]  # the tags it is found by
+
+
+def submit(family: str, checkpoint: Path, evaluation: Path, stage: str) -> Entry:
+    """Find or make the version of a bundle and of its evaluation (metrics.json at least); `stage` names the new run."""
+    trained = bundle.load(checkpoint)
+    read_metrics(evaluation)
+    name = f"duet-{family}"
+    identity = {
+        "duet.sha256": storage.file_digest(checkpoint / "weights.safetensors"),
+        "duet.bundle": storage.file_digest(checkpoint / "bundle.json"),
+        "duet.evaluation": storage.file_digest(evaluation / "metrics.json"),
+    }
+    number = tracking.find_version(name, identity)
+    if number is not None:
+        return Entry(name, number, True, identity)
+    number = tracking.add_version(_submission(name, stage, checkpoint, trained, evaluation, identity))
+    return Entry(name, number, False, identity)
 
 
 def _submission(
     name: str,
-    family: str,
+    run: str,
     checkpoint: Path,
     trained: bundle.Bundle,
     evaluation: Path,
-    metrics: dict[str, float],
     identity: dict[str, str],
 ) -> tracking.Submission:
+    metrics, family = read_metrics(evaluation), trained.family
     dataset = str(trained.meta["dataset"])
     data_sha, example = test_split(dataset)
     answers = table(Predictor(trained).predict([Path(example)]))
@@ -92,7 +112,8 @@ def _submission(
         "duet.phase": trained.phase,
         "duet.dataset": dataset,
         "duet.evaluation_data": data_sha,
-        "duet.train_run": tracking.find_run(identity["duet.sha256"]) or "unknown: trained elsewhere",
+        "duet.train_run": tracking.find_run(trained.meta.get("quantised_from", identity["duet.sha256"]))
+        or "unknown: trained elsewhere",
         "git.commit": graph.commit(),
         "git.dirty": str(graph.dirty()).lower(),
         **journal.flow_tags(),
@@ -105,7 +126,7 @@ def _submission(
     return tracking.Submission(
         name=name,
         experiment=family,
-        stage=f"register@{family}",
+        stage=run,
         params=json.loads((checkpoint / "bundle.json").read_text()),
         metrics={f"test/{key}": value for key, value in metrics.items()},
         evaluation=evaluation,
