@@ -113,7 +113,7 @@ class Int8Linear(nn.Module):
             return functional.linear(x, (self.weight * self.scale[:, None]).to(x.dtype), self.bias)
         rows = x.reshape(-1, x.shape[-1])
         ranges = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
-        out = torch._int_mm((rows / ranges).round_().to(torch.int8), self.weight.T).float()
+        out = torch._int_mm((rows / ranges).round_().to(torch.int8), self.weight.T).float()  # pyright: ignore[reportPrivateImportUsage]
         out = out.mul_(ranges).mul_(self.scale)
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*x.shape[:-1], -1)
