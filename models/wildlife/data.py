@@ -12,7 +12,7 @@ from models.family import Batch, ClipSpec, Facts, InputError, Sample
 from models.losses import balance
 from models.samples import MediaShape, media
 from models.transforms import fit_mel
-from models.wildlife.config import HEADS, ModelConfig, PhaseConfig, mel_frames
+from models.wildlife.config import HEADS, FinetuneConfig, ModelConfig, PhaseConfig, mel_frames
 
 
 def clip(config: PhaseConfig) -> ClipSpec:
