@@ -20,10 +20,11 @@ CELL = 32  # pixels of the sound's picture that a place of the ResNet's map stan
 
 @torch.no_grad()
 def explain(module: Finetune, batch: Batch) -> Batch:
-    """Two maps a clip, each in [0, 1] with 1 at its most relevant place, and two curves.
+    """Two maps a clip, each from 0 at its least to 1 at its most relevant place, and two curves.
 
     video_relevance (B, T', h, w) by the video tokens' grid, audio_relevance (B, mel, columns) of the sound's picture; all
-    zero for a modality that the clip lacks. `deletion` and `deletion_random` (B, STEPS + 1) are for `deletion`.
+    zero for a modality that the clip lacks, and where every place is as relevant as the others. The curves, (B, STEPS + 1)
+    each, are what `deletion` gives.
     """
     shares = relevance(module, batch)
     model = module.config.model
@@ -36,9 +37,11 @@ def explain(module: Finetune, batch: Batch) -> Batch:
 
 
 def relative(maps: Tensor) -> Tensor:
-    """(B, ...) with the greatest value of each clip made 1."""
-    greatest = maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1))
-    return maps / greatest.where(greatest > 0, 1)
+    """(B, ...) with each clip's least value made 0 and its greatest 1; a flat map, which tells nothing, is 0 everywhere."""
+    flat = maps.flatten(1)
+    least, greatest = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    told = greatest - least > 1e-5 * greatest
+    return ((flat - least) / (greatest - least).where(told, 1) * told).view_as(maps)
 
 
 # --- rollout -------------------------------------------------------------------------------------------------------------
@@ -105,20 +108,24 @@ def deletion(module: Finetune, batch: Batch, shares: Streams) -> Batch:
     pixels, picture = module.video_encoder.pixels(batch["frames"]), module.audio_encoder.picture(batch)
     whole = module(module.read(pixels, picture) | batch)
     classes = {head: whole[f"{head}_logits"].argmax(-1, keepdim=True) for head in HEADS}
+
+    def sure(answer: Batch) -> Tensor:
+        found = [answer[f"{head}_logits"].float().softmax(-1).gather(1, classes[head]) for head in HEADS]
+        return torch.cat(found, 1).mean(1)
+
+    def hiding(order: Streams, step: int) -> Tensor:
+        hidden = {m: order[m] < round(step / STEPS * order[m].shape[1]) for m in MODALITIES}
+        return sure(module(module.read(*without(module, pixels, picture, hidden)) | batch))
+
     orders = {
         "deletion": {m: ranks(shares[m]) for m in MODALITIES},
         "deletion_random": {m: ranks(noise(batch["row"], shares[m].shape[1], i)) for i, m in enumerate(MODALITIES)},
     }
-    curves = {}
-    for name, order in orders.items():
-        points = []
-        for step in range(STEPS + 1):
-            hidden = {m: order[m] < round(step / STEPS * order[m].shape[1]) for m in MODALITIES}
-            answer = module(module.read(*without(module, pixels, picture, hidden)) | batch)
-            sure = [answer[f"{head}_logits"].float().softmax(-1).gather(1, classes[head]) for head in HEADS]
-            points.append(torch.cat(sure, 1).mean(1))
-        curves[name] = torch.stack(points, 1)
-    return curves
+    begin, end = sure(whole), hiding(orders["deletion"], STEPS)
+    return {
+        name: torch.stack([begin, *(hiding(order, step) for step in range(1, STEPS)), end], 1)
+        for name, order in orders.items()
+    }
 
 
 def without(module: Finetune, pixels: Tensor, picture: Tensor, hidden: Streams) -> tuple[Tensor, Tensor]:
