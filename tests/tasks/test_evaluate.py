@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 
@@ -226,10 +227,10 @@ def test_a_split_without_clips_is_named(project: Callable[..., None]) -> None:
 
 
 def test_dvc_reads_the_plots(evaluated: dict[str, float]) -> None:
-    """dvc.yaml's own list of plots, drawn by DVC from the tables the stage left."""
+    """dvc.yaml's own list of the family's plots, drawn by DVC from the tables the stage left."""
     root, dvc = Path(__file__).parents[2], Path(sys.executable).with_name("dvc")
-    text = (root / "dvc.yaml").read_text()
-    Path("dvc.yaml").write_text(text[text.index("\nplots:") :])
+    plots = [plot for plot in YAML(typ="safe").load(root / "dvc.yaml")["plots"] if next(iter(plot)).startswith("t3av:")]
+    Path("dvc.yaml").write_text(json.dumps({"plots": plots}))
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = True\n")
     shown = subprocess.run([dvc, "plots", "show", "--json"], capture_output=True, text=True, check=True)
