@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-import models
-from flows import orchestration
+from flows.forms import Devices, Training, recipe
 from flows.pipeline import Request, run_graph
 from models.family import InputError
-from tasks import params
 
 PHASES = ("pretrain", "contrastive", "finetune")
-
-
-class Training(BaseModel):
-    """How long and how fast a phase learns; what is left empty keeps the recipe's value."""
-
-    model_config = ConfigDict(extra="forbid")
-    epochs: int | None = Field(default=None, ge=1, le=10_000, description="Passes over the training clips")
-    batch_size: int | None = Field(default=None, ge=1, description="Clips a step, over all devices together")
-    lr: float | None = Field(default=None, gt=0, lt=10, title="Learning rate", description="At its peak, after warm-up")
 
 
 Preset = Literal["params.yaml", "vggsound"]
 MaskRatio = Annotated[float | None, Field(gt=0, lt=1)]
 Temperature = Annotated[float | None, Field(gt=0, lt=10)]
-Devices = Annotated[int, Field(ge=1, le=64)]
 Until = Literal["pretrain", "contrastive", "finetune", "evaluate", "register"]
 
 
@@ -73,7 +60,7 @@ def t3av(
         values[f"orchestration.stages.{phase}.devices"] = devices
     trained = PHASES[: PHASES.index(until) + 1] if until in PHASES else PHASES
     try:
-        overlay = _overlay(dataset, preset)
+        overlay = recipe("t3av", dataset, preset)
     except InputError as error:
         return Failed(message=str(error))
     return run_graph(
@@ -84,14 +71,3 @@ def t3av(
             overlay=overlay,
         )
     )
-
-
-def _overlay(dataset: str, preset: str) -> dict[str, Any]:
-    """The preset's sections, those of data under the dataset's name."""
-    known = params.section("download", path=orchestration.project() / "params.yaml")
-    if dataset not in known:
-        raise InputError(f"no dataset {dataset!r} in params.yaml's download section; there is {', '.join(known)}")
-    if preset == "params.yaml":
-        return {}
-    sections = params.read(Path(models.__file__).parent / "t3av" / f"{preset}.yaml")
-    return {key: value if key == "t3av" else {dataset: value} for key, value in sections.items()}
