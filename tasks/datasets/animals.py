@@ -24,7 +24,7 @@ from tasks.datasets.meadow import (
 
 FORMAT = wildlife
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
-FREQUENT = (0.38, 0.28, 0.2, 0.14)  # share of each species, and of each activity, in their order
+FREQUENT = ((0.38, 0.28, 0.2, 0.14), (0.36, 0.26, 0.2, 0.18))  # share of each species, of each activity, in their order
 UNKNOWN = 24  # one training clip in so many lacks one of its labels
 FEWEST = 80  # clips, so that no split lacks a pair
 
@@ -61,7 +61,7 @@ def apportion(shares: list[float], total: int) -> list[int]:
 
 def _sightings(number: int, rng: np.random.Generator) -> list[tuple[str, list[str]]]:
     """Events of one species and one to three activities each, in any order; every pair as often as it is frequent."""
-    pairs = np.outer(FREQUENT, FREQUENT).ravel().tolist()
+    pairs = np.outer(*FREQUENT).ravel().tolist()
     counts = np.reshape(apportion(pairs, number), (len(SPECIES), len(ACTIVITIES)))
     events: list[tuple[str, list[str]]] = []
     for species, row in zip(SPECIES, counts, strict=True):

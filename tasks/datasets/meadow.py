@@ -24,9 +24,9 @@ SPECIES = {
 }
 # Activity -> how it moves, how it calls.
 ACTIVITIES = {
-    "foraging": ("grazing", "seldom"),
-    "vigilance": ("watching", "seldom"),
-    "escaping": ("running", "seldom"),
+    "foraging": ("grazing", "once"),
+    "vigilance": ("watching", "once"),
+    "escaping": ("running", "once"),
     "courtship": ("watching", "often"),
 }
 
@@ -99,7 +99,7 @@ def draw_meadow(rng: np.random.Generator) -> Meadow:
 def draw_encounter(species: str, activity: str, seconds: float, meadow: Meadow, rng: np.random.Generator) -> Encounter:
     """An encounter whose every other property comes from `rng`, independent of species and activity where it can be."""
     look, call = SPECIES[species]
-    starts = {often: _draw_calls(call, often, seconds, rng) for often in ("seldom", "often")}
+    starts = {often: _draw_calls(call, often, seconds, rng) for often in ("once", "often")}
     hue, saturation = rng.uniform(0.045, 0.085), rng.uniform(0.0, 1.0)
     saturation = 0.45 + 0.3 * saturation if look == "deer" else 0.05 + 0.2 * saturation
     return Encounter(
@@ -126,13 +126,11 @@ LENGTH = {"bark": 0.13, "howl": 0.5}  # seconds of a call
 
 
 def _draw_calls(call: str, often: str, seconds: float, rng: np.random.Generator) -> tuple[float, ...]:
-    """Beginnings of one or two calls, or of as many as follow each other through the clip."""
+    """Beginnings of a single call, or of as many as follow each other through the clip."""
     if often == "often":
         gap = LENGTH[call] * (2.2 if call == "bark" else 1.15) * rng.uniform(0.95, 1.15)
         return tuple(float(t) for t in np.arange(rng.uniform(0.0, gap), seconds - LENGTH[call], gap))
-    count = 1 if seconds < 2 else int(rng.integers(1, 3))
-    part = seconds / count
-    return tuple(float(k * part + rng.uniform(0, part - LENGTH[call])) for k in range(count))
+    return (float(rng.uniform(0, seconds - LENGTH[call])),)
 
 
 def render_wave(encounter: Encounter) -> Array:

@@ -44,7 +44,7 @@ def test_picture_or_sound_alone_tells_two_species_and_both_tell_all() -> None:
         assert set(Counter(pair[side] for pair in meadow.SPECIES.values()).values()) == {2}
     assert len(set(meadow.SPECIES.values())) == len(meadow.SPECIES)
     assert Counter(pair[0] for pair in meadow.ACTIVITIES.values())["watching"] == 2
-    assert Counter(pair[1] for pair in meadow.ACTIVITIES.values())["seldom"] == 3
+    assert Counter(pair[1] for pair in meadow.ACTIVITIES.values())["once"] == 3
     assert len(set(meadow.ACTIVITIES.values())) == len(meadow.ACTIVITIES)
 
 
@@ -64,7 +64,7 @@ def test_watching_and_courting_look_the_same_and_sound_different() -> None:
     one, other = encounter(activity="vigilance"), encounter(activity="courtship")
     assert dataclasses.replace(other, activity="vigilance", calls=one.calls) == one
     assert np.array_equal(meadow.render_frames(one), meadow.render_frames(other))
-    assert len(one.calls) <= 2 < 4 <= len(other.calls)
+    assert len(one.calls) == 1 and len(other.calls) >= 4
 
 
 @pytest.mark.parametrize("call", meadow.LENGTH)
