@@ -112,7 +112,7 @@ def test_every_split_has_every_pair_and_some_are_rare(clips: list[Clip]) -> None
     for split in wildlife.SPLITS:
         counts = Counter(clip.shows[:2] for clip in good if clip.row["split"] == split)
         assert set(counts) == set(PAIRS)
-        assert counts["red_deer", "foraging"] > 4 * counts["wolf", "courtship"]
+        assert counts["red_deer", "foraging"] >= 3 * counts["wolf", "courtship"]
 
 
 def test_events_are_of_one_animal_at_one_place_in_one_split(clips: list[Clip]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,22 @@ def test_a_broken_clip_has_its_reason_and_the_others_their_answers(predictor: Pr
     assert set(first) == {"error"}
     assert second["label"]
     assert third == {"error": "no such file"}
+
+
+def test_videos_and_prepared_clips_are_not_taken_for_each_other(
+    predictor: Predictor, trained: Path, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.pt").write_bytes(b"")
+    assert predictor.predict([tmp_path / "x.pt"]) == [{"error": "the model was trained on videos; give a video"}]
+    loaded = bundle.load(trained)
+    other = Predictor(replace(loaded, meta={**loaded.meta, "prepared": True}))
+    refused = "the model was trained on clips prepared elsewhere; give the path of such a .pt"
+    assert [answer["error"] for answer in other.predict([clips / "a.mp4", b"bytes", tmp_path / "x.pt"])] == [
+        refused,
+        refused,
+        "empty: x.pt has no bytes",
+    ]
+    assert media_files([tmp_path], other.suffixes) == [tmp_path / "x.pt"]
 
 
 def test_a_phase_without_answers_is_refused(write_bundle: Write, tmp_path: Path) -> None:
