@@ -163,7 +163,7 @@ def _render_call(encounter: Encounter, rng: np.random.Generator) -> Array:
 
 # --- picture ----------------------------------------------------------------------------------------------------------
 
-DUST: Color = (0.85, 0.78, 0.62)
+DUST: Color = (0.97, 0.92, 0.8)  # behind a running animal
 HEATHER: Color = (0.75, 0.3, 0.5)  # what a grazing animal eats
 Point = tuple[Array | float, Array | float]  # (u, v) in animal lengths: u forward from its middle, v up from its feet
 
@@ -178,7 +178,7 @@ class Pose:
     down: Array  # 0: the head is up, 1: at the grass
     turn: Array  # 1: looks forward, -1: back
     rise: float  # how much higher than its rear its front is, an animal length further on
-    dust: float  # width of the cloud behind it, in animal lengths
+    dust: float  # half the length of the cloud behind it, in animal lengths
 
 
 def pose(encounter: Encounter, times: Array) -> Pose:
@@ -186,10 +186,10 @@ def pose(encounter: Encounter, times: Array) -> Pose:
     pace, phase = encounter.pace
     zero = np.zeros_like(times)
     if encounter.motion == "running":
-        speed = (3.2 + 1.2 * pace) / encounter.seconds
+        speed = (2.6 + 0.8 * pace) / encounter.seconds
         x = encounter.facing * speed * (times - encounter.seconds / 2)
         stride = 2 * np.pi * (2.2 + pace) * times + phase
-        return Pose(x, 0.4 * np.sin(stride), 0.05 * (1 + np.cos(stride)), zero + 0.45, zero + 1, 0.0, 0.6)
+        return Pose(x, 0.4 * np.sin(stride), 0.05 * (1 + np.cos(stride)), zero + 0.45, zero + 1, 0.0, 0.9)
     if encounter.motion == "grazing":
         x = encounter.place[0] + encounter.facing * (0.08 + 0.08 * pace) * (times - encounter.seconds / 2)
         step = 2 * np.pi * (0.4 + 0.3 * pace) * times + phase
@@ -205,7 +205,8 @@ def render_frames(encounter: Encounter) -> Array:
     y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
     background = _background(encounter.meadow, x, y)
     frames = np.repeat(_levels(background)[None], len(times), axis=0)
-    reach, ground = 1.6 * encounter.size, encounter.place[1]
+    reach = (2.4 if encounter.motion == "running" else 1.6) * encounter.size
+    ground = encounter.place[1]
     rows = slice(*np.searchsorted(y[:, 0], [ground - 1.85 * encounter.size, ground + 0.12 * encounter.size]))
     for start in range(0, len(times), 4):  # as many as stay in the processor's cache
         part = slice(start, start + 4)
@@ -228,7 +229,7 @@ def _paint(window: Array, encounter: Encounter, x: Array, y: Array, held: Pose) 
         there = (x - encounter.place[0]) * (encounter.facing / encounter.size)
         layers.append((HEATHER, 0.9 * _oval(there, v, (0.75, 0.07), 0.5, 0.17)))
     if held.dust:
-        layers.insert(0, (DUST, 0.8 * _oval(u, v, (-0.8, 0.2), held.dust, 0.28)))
+        layers.insert(0, (DUST, 0.9 * _oval(u, v, (-0.5 - held.dust, 0.22), held.dust, 0.3)))
     for paint, cover in layers:
         window += (plane(_shade(paint, encounter.meadow.light)) - window) * cover[:, None]
 
