@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from models.family import InputError
 from tasks import dvc_process, preset
+from tasks.journal import OUTBOX
 from tasks.storage import WORK, atomic_file, locked
 
 RUNS = Path(".duet/runs")
@@ -110,11 +111,12 @@ def _share(project: Path, folder: Path) -> None:
     config.read_dict({"cache": {"dir": cache}})
     with (folder / ".dvc/config.local").open("w") as file:
         config.write(file)
-    (project / WORK).mkdir(parents=True, exist_ok=True)
-    link = folder / WORK
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.symlink_to((project / WORK).resolve())
+    for shared in (WORK, OUTBOX):  # what is not yet sent to MLflow must outlive the checkout
+        (project / shared).mkdir(parents=True, exist_ok=True)
+        link = folder / shared
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to((project / shared).resolve())
 
 
 def has_remote(project: Path) -> bool:

@@ -177,6 +177,10 @@ def _warn_of_undelivered() -> None:
 
 
 def _start_delivery() -> None:
-    """Start the background process; it leaves at once when another one is at work in this project."""
+    """Start the background process; it leaves at once when another one is at work in this project.
+
+    It works in the project itself, not in a run's checkout, which is gone when the run ends.
+    """
+    command, project = [sys.executable, "-m", "tasks.tracking"], OUTBOX.resolve().parents[1]
     with (OUTBOX / "delivery.log").open("a") as log:
-        subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        subprocess.Popen(command, cwd=project, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -7,7 +7,7 @@ from typing import Any
 from models.family import Family, Phase
 from models.metrics import HeadScores
 from models.samples import Augmentation
-from models.wildlife import answers, data, evaluation, explain, weights
+from models.wildlife import answers, data, evaluation, explain, imported, weights
 from models.wildlife.config import HEADS, DistillConfig, FinetuneConfig
 from models.wildlife.distill import Distill, tiny_student
 from models.wildlife.model import Finetune, is_frozen, tiny_model
@@ -71,4 +71,5 @@ FAMILY = Family(
     labels=data.labels,
     evaluate=evaluation.evaluate,
     headline=("mean_macro_f1", evaluation.mean_macro_f1),
+    read_config=imported.read_config,
 )
