@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import models
+from tasks import params
 from tasks.checkout import edit_params
 from tasks.engine import loop
 from tests.tasks import stage_process
@@ -24,22 +26,24 @@ PHASES = [(family, phase) for family in models.names() for phase in models.load(
 EPOCHS, BATCH = 2, 4
 
 
-def shrink(family: str) -> dict[str, object]:
-    """What makes params.yaml small enough for a test, section by section."""
-    small: dict[str, object] = {
-        "download.sounds.demo.clips": 48,
-        "subset.sounds.num_train": 3,
-        "subset.sounds.num_test": 1,
-        "clean.sounds.val_share": 0.25,
-        "clean.sounds.max_quarantine": 0.5,
-        "clean.sounds.workers": 1,
-        "stores.sounds.workers": 1,
-        "stores.sounds.short_side": 32,
-        "train.checkpoint_interval": 1,
+def shrink(dataset: str) -> dict[str, object]:
+    """What makes a demo dataset small enough for a test."""
+    return {
+        f"download.{dataset}.demo.clips": 84,
+        f"subset.{dataset}.num_train": 3,
+        f"subset.{dataset}.num_test": 1,
+        f"clean.{dataset}.val_share": 0.25,
+        f"clean.{dataset}.max_quarantine": 0.5,
+        f"clean.{dataset}.workers": 1,
+        f"stores.{dataset}.workers": 1,
+        f"stores.{dataset}.short_side": 32,
     }
-    for phase in models.load(family).phases:
-        small |= {f"{family}.{phase}.epochs": EPOCHS, f"{family}.{phase}.batch_size": BATCH}
-    return small
+
+
+def tiny(family: str) -> dict[str, dict[str, object]]:
+    """The smallest configs of a family's phases, as sections of params.yaml."""
+    phases = models.load(family).phases
+    return {name: dataclasses.asdict(phases[name].tiny) | {"epochs": EPOCHS, "batch_size": BATCH} for name in phases}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +52,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = tmp_path_factory.mktemp("whole") / "project"
     project.mkdir()
     shutil.copy(ROOT / "params.yaml", project)
-    for family in models.names():
-        edit_params(project / "params.yaml", shrink(family), {})
-    stages = [(stage, "sounds") for stage in ("download", "subset", "clean", "stores")]
+    datasets = sorted({params.value(family, "dataset") for family in models.names()})
+    sizes = {key: value for dataset in datasets for key, value in shrink(dataset).items()}
+    sections = {family: tiny(family) for family in models.names()} | {"train": {"checkpoint_interval": 1}}
+    edit_params(project / "params.yaml", sizes, sections)
+    stages = [(stage, dataset) for dataset in datasets for stage in ("download", "subset", "clean", "stores")]
     for stage, *arguments in [*stages, *(("train", *names) for names in PHASES)]:
         outcome = stage_process.run(project, stage, *arguments)
         assert outcome.code == 0, outcome.errors
@@ -97,5 +103,6 @@ def test_as_many_processes_as_asked_for_end_where_one_does(trained: Path, tmp_pa
     assert outcome.code == 0, outcome.errors
     ours, theirs = (load_file(place / out / "weights.safetensors") for place in (project, trained))
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=0)
+        # Adam makes whole steps of rounding where a gradient is zero by nature, as of the biases of attention's keys.
+        torch.testing.assert_close(ours[name], value, atol=1e-3, rtol=0)
     assert json.loads((project / out / "bundle.json").read_text())["step"] > 0
