@@ -105,6 +105,7 @@ def section(name: str, table: Table, picture: bytes) -> dict[str, Any]:
         "title": table.title,
         "note": table.note,
         "picture": data_uri(picture),
+        "width": int.from_bytes(picture[16:20]),  # pixels, as a PNG's header has them
         "columns": [str(column) for column in frame.columns],
         "numeric": [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns],
         "rows": list(zip(*(_cells(shown[column]) for column in shown), strict=True)),
