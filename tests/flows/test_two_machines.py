@@ -150,6 +150,8 @@ def test_stages_of_one_run_on_two_machines(machines: Machines, tmp_path: Path) -
     c = tmp_path / "c"
     shell(tmp_path, "git", "clone", "--quiet", str(tmp_path / "origin.git"), "c")
     shutil.copy(a / ".dvc/config.local", c / ".dvc/config.local")
+    for key, value in (("user.name", "test"), ("user.email", "test@example.org")):
+        shell(c, "git", "config", key, value)  # a person's clone has them, and DVC asks for them
     (name,) = {
         ref.rpartition("/")[2] for ref in shell(c, "git", "ls-remote", "origin", "refs/exps/*").split() if "/" in ref
     }
