@@ -76,6 +76,14 @@ class LoadReport:
         return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} fresh, {len(self.dropped)} dropped"
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """How the optimizer treats some of a module's parameters."""
+
+    lr: float  # times the phase's
+    decay_all: bool  # weight decay on biases, norms and scales too, not only on weights of two or more dimensions
+
+
 class Metric(Protocol):
     """Collects predictions of an evaluation pass."""
 
@@ -100,6 +108,10 @@ class Phase:
     # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device. A module whose
     # loss compares all clips of a batch has `joint_loss`, forward(batch, part="embeddings") and
     # forward(embeddings, part="loss") too: then a batch may be larger than what fits into memory at once.
+    # A transform may count: beside `num_x` (B,) a training batch has `total_x` (), its sum over all clips of the step, and
+    # `total_clips` (), whatever processes and micro-batches share them. As the step's gradient is the mean over its clips,
+    # a loss of sum(own clips) / total_x is that times total_clips / own clips. What a module carries from step to step it
+    # moves in `end_step(batch)`, called once after each, with those totals in the batch.
     build: Callable[[Any, Facts], nn.Module]
     metrics: Callable[[Any, Facts], Metric]
     best: tuple[str, Literal["max", "min"]]  # the validation metric that selects the `best` checkpoint
@@ -126,6 +138,8 @@ class Phase:
     frequencies: Callable[[Any, Sequence[Mapping[str, Any]]], np.ndarray | None] = field(
         default=lambda config, clips: None
     )
+    # Prefix of parameters' names -> how they are trained, where other than the rest; the first prefix that fits counts.
+    parameter_groups: Callable[[Any], Mapping[str, ParameterGroup]] = field(default=lambda config: {})
     # True when all that precedes `module.encode(batch) -> Batch` is frozen, so that its result may be computed once per
     # clip; forward then receives the encoded tensors in the batch in place of frames and wave.
     cacheable: Callable[[Any], bool] = field(default=lambda config: False)

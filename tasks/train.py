@@ -260,7 +260,10 @@ def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
     frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
-    task = Task(module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies)
+    groups = job.phase.parameter_groups(job.config)
+    task = Task(
+        module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies, parameter_groups=groups
+    )
     if teacher:
         task = dataclasses.replace(task, teach=partial(taught, teacher.module().to(place.device)))
     return loop.fit(task, job.settings, place, work, log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, InputError, Metric
+from models.family import Batch, InputError, Metric, ParameterGroup
 from tasks.command import say
 from tasks.data.batches import Clips
 from tasks.engine import checkpoint, distributed, optim
@@ -34,6 +34,7 @@ class Training:
     weight_decay: float
     beta2: float
     warmup_epochs: float
+    schedule_epochs: int | None  # the cosine reaches min_lr after so many; None = epochs
     clip_grad: float  # largest total norm; 0 = off
     ema_decay: float  # 0 = off
     amp: bool  # bf16 autocast
@@ -46,6 +47,7 @@ class Training:
     deterministic: bool
     log_interval: int  # steps
     eval_interval: int  # epochs
+    eval_from: int  # the first epoch, from 1, that is evaluated where eval_interval says so; the last one always is
     checkpoint_interval: int  # steps
 
 
@@ -65,6 +67,7 @@ class Task:
     teach: Callable[[Batch], Batch] = lambda batch: batch  # adds to a training batch, on the device, what it is taught
     meta: dict[str, Any] = field(default_factory=dict)  # kept in the resume state: config, label map
     frequencies: np.ndarray | None = None  # how often each training clip is drawn; None = once an epoch
+    parameter_groups: Mapping[str, ParameterGroup] = field(default_factory=dict)  # by prefix of the names
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ class Run:
         """Of the whole run."""
         return self.steps_per_epoch * self.settings.epochs
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step counted from 0, before the factors of parameter groups."""
+        settings = self.settings
+        steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
+        return optim.learning_rate(step, steps, self.warmup, settings.lr, settings.min_lr)
+
 
 def build_run(task: Task, settings: Training, place: Place, work: Path, stopping: Callable[[], bool]) -> Run:
     """A run at step 0: seeded, on its device, compiled and wrapped as the settings say. InputError for a dead start."""
@@ -127,7 +136,9 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
         place=place,
         work=work,
         wrapper=wrapper,
-        optimizer=optim.build_optimizer(module, settings.lr, settings.weight_decay, settings.beta2),
+        optimizer=optim.build_optimizer(
+            module, settings.lr, settings.weight_decay, settings.beta2, task.parameter_groups
+        ),
         average=optim.MovingAverage(module, settings.ema_decay) if settings.ema_decay else None,
         micro_batch=min(settings.micro_batch or settings.batch_size, settings.batch_size // place.world),
         warmup=min(warmup, steps),
@@ -138,10 +149,15 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
 
 def _check_sizes(task: Task, settings: Training, place: Place) -> None:
     """InputError for what could only run zero steps or divide unevenly."""
-    positive = ("epochs", "batch_size", "micro_batch", "log_interval", "eval_interval", "checkpoint_interval")
-    for name in positive:
+    sizes = ("epochs", "batch_size", "micro_batch")
+    for name in (*sizes, "log_interval", "eval_interval", "eval_from", "checkpoint_interval"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise InputError(f"params.yaml: {name} is {value}; it must be at least 1")
+    if settings.schedule_epochs is not None and settings.schedule_epochs < settings.epochs:
+        raise InputError(
+            f"params.yaml: schedule_epochs is {settings.schedule_epochs}; it must be null or at least epochs "
+            f"({settings.epochs})"
+        )
     if settings.batch_size % place.world:
         raise InputError(
             f"params.yaml: batch_size {settings.batch_size} is shared by {place.world} processes; make it a multiple"

@@ -39,7 +39,8 @@ def assert_same(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    ("kind", "micro_batch"), [("Regressor", None), ("Regressor", 3), ("Pairs", None), ("Pairs", 3)]
+    ("kind", "micro_batch"),
+    [("Regressor", None), ("Regressor", 3), ("Pairs", None), ("Pairs", 3), ("Counted", None), ("Counted", 3)],
 )
 def test_two_processes_are_one_on_the_joined_batch(
     tmp_path: Path, strategy: str, kind: str, micro_batch: int | None

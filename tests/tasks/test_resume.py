@@ -48,6 +48,12 @@ def test_killed_at_three_random_steps(tmp_path: Path, uninterrupted: str) -> Non
     assert finish(tmp_path, options={"dropout": 0.3}) == uninterrupted
 
 
+def test_what_a_module_carries_from_step_to_step_comes_back(tmp_path: Path) -> None:
+    whole = finish(tmp_path / "a", kind="Counted")
+    die(tmp_path / "b", kind="Counted", options={"kill_at": 7 * MICROS - 1})
+    assert finish(tmp_path / "b", kind="Counted") == whole
+
+
 @pytest.mark.parametrize("number", range(4, 13, 2))
 def test_killed_while_writing(tmp_path: Path, uninterrupted: str, number: int) -> None:
     die(tmp_path, options={"dropout": 0.3}, kill_at_flush=number)
