@@ -6,6 +6,7 @@ goes through the fields below and knows no family by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -74,6 +75,19 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for logs."""
         return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} fresh, {len(self.dropped)} dropped"
+
+    def lines(self) -> list[str]:
+        """What happened to each key; keys that differ in nothing but their first number share a line."""
+        alike: dict[tuple[str, str], list[int]] = {}
+        for word, keys in (("loaded", self.loaded), ("fresh", self.fresh), ("dropped", self.dropped)):
+            for key in keys:
+                before, number, after = re.fullmatch(r"(.*?)(?:\b(\d+)\b(.*))?", key).groups("")  # pyright: ignore
+                numbers = alike.setdefault((f"{word} {before}", after), [])
+                numbers += [int(number)] if number else []
+        joined = {ends: ",".join(str(n) for n in sorted(numbers)) for ends, numbers in alike.items()}
+        return [
+            f"{start}{{{text}}}{end}" if "," in text else start + text + end for (start, end), text in joined.items()
+        ]
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,8 @@ from tasks.storage import file_digest
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # in order of preference
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-WRAPPERS = (
-    "model",
-    "module",
-    "state_dict",
-    "model_state_dict",
-)  # keys under which original repositories keep the weights
+# Keys under which original repositories keep the weights; the moving average first, which is what they evaluate.
+WRAPPERS = ("state_dict_ema", "model", "module", "state_dict", "model_state_dict")
 LICENCES = {  # by prefix of the name on the hub
     "MCG-NJU/videomae": "CC-BY-NC-4.0, no commercial use",
     "google/vit": "Apache-2.0",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import models
-from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample, UnreachableError
+from models.family import Batch, Facts, InputError, Phase, Sample, UnreachableError
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
@@ -143,21 +143,21 @@ def start(job: Job) -> tuple[Job, nn.Module, dict[str, Any], list[str]]:
         return job, module, origin, [f"starting from {folder}: {report}"]
     kinds = {weights.slot: weights.kind for weights in found}
     lines = [
-        f"{weights.slot} from {weights.name} ({weights.kind}): {_load_pretrained(job.phase, module, weights)}"
-        for weights in found
-        if weights.state is not None
+        line for weights in found if weights.state is not None for line in _load_pretrained(job.phase, module, weights)
     ]
     return job, module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
 
 
-def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> LoadReport:
+def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> list[str]:
+    """Weights of one slot into the module; what happened to every key, in lines to say."""
     assert phase.load_pretrained is not None and weights.state is not None, "named weights must say how they go in"
     try:
-        return phase.load_pretrained(module, weights.slot, weights.state)
+        report = phase.load_pretrained(module, weights.slot, weights.state)
     except InputError as error:
         raise InputError(
             f"{weights.name} does not fit ({error}); name another checkpoint, or change the model section"
         ) from None
+    return [f"{weights.slot} from {weights.name} ({weights.kind}): {report}", *report.lines()]
 
 
 # --- who teaches -----------------------------------------------------------------------------------------------------------
