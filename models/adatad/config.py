@@ -15,7 +15,7 @@ class BackboneConfig:
     """Section `adatad.model.backbone`: VideoMAE over chunks of frames, and what of it is trained."""
 
     model_name: str  # VideoMAE checkpoint: name, folder, file or none
-    mode: Mode  # what trains: adapters inside the blocks | nothing | everything | adapters on a ladder beside the blocks
+    mode: Mode  # what trains: adapters in the blocks | nothing | everything | adapters on a ladder beside the blocks
     dim: int
     num_layers: int
     num_heads: int
@@ -29,7 +29,7 @@ class BackboneConfig:
     first_adapter: int  # of mode side: the first block with one, from 0
     drop_path: float  # of the last block; linear from 0 at the first
     checkpointing: bool  # compute activations again in the backward pass instead of keeping them
-    chunks_at_once: int  # chunks that go through a frozen backbone together; 0 = all
+    chunks_at_once: int  # chunks that are embedded, and go through a frozen backbone, together; 0 = all
 
 
 @dataclass(frozen=True)
