@@ -30,14 +30,37 @@ class UnreachableError(InputError):
 
 
 @dataclass(frozen=True)
+class WindowSpec:
+    """How long videos are seen piece by piece: `ClipSpec.num_frames` neighbouring stored frames at once, without sound."""
+
+    stride: int  # stored frames from one window of a video to the next in evaluation, not more than a window has
+    # draw(stored frames of a video, its annotation, seconds from one to the next, rng) -> first and number of those that
+    # training sees of it this time, at most a window's
+    draw: Callable[[int, Mapping[str, Any], float, np.random.Generator], tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class ClipSpec:
     """What the loader must read of one clip."""
 
-    num_frames: int  # picked uniformly over the stored ones; 0 = the phase sees no pictures
+    # Picked uniformly over the stored ones, or a window of neighbours; 0 = the phase sees no pictures.
+    num_frames: int
     sample_rate: int  # Hz, of the waveform handed over
     audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
     # Of clips that were prepared elsewhere the phase takes a spectrogram, `Sample.mel`, in place of the waveform.
     takes_mel: bool = False
+    # An epoch of training takes one window of each clip; evaluation takes all windows of all clips, a row each.
+    window: WindowSpec | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the frames of a sample stand in their video."""
+
+    first: int  # stored frame; frame i of the sample is shown at (first + i) * step
+    step: float  # seconds from one stored frame to the next
+    duration: float  # seconds, of the whole video
+    clip: int  # row of the video in its split
 
 
 @dataclass
@@ -51,6 +74,7 @@ class Sample:
     rng: np.random.Generator  # seeded by (seed, epoch, clip): the only source of randomness of a transform
     # (frames, mel) float32 in place of `wave`, whole and in units of its own (Facts has their mean): only with takes_mel
     mel: np.ndarray | None = None
+    window: Window | None = None  # of a phase with windows, whose frames are then fewer where the video ends before
 
 
 @dataclass(frozen=True)
@@ -130,6 +154,9 @@ class Phase:
     metrics: Callable[[Any, Facts], Metric]
     best: tuple[str, Literal["max", "min"]]  # the validation metric that selects the `best` checkpoint
     tiny: Any  # the smallest Config, so that CPU tests cover the phase
+    # merge(config, predictions of all windows of some clips) -> what `present` takes, a row a clip in their order. Every phase
+    # with windows has it; its predictions name the clip of each window by its row, as `clip` (B,).
+    merge: Callable[[Any, Batch], Batch] | None = None
     # present(predictions, facts) -> one JSON-able answer a clip: what a person wants to read
     present: Callable[[Batch, Facts], list[dict[str, Any]]] | None = None
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
@@ -178,7 +205,7 @@ class Evaluation(Protocol):
     seed: int
 
     def clips(self, split: str) -> list[ClipInfo]:
-        """The clips of a split, in the order of predictions."""
+        """The clips of a split, in the order of predictions; those of windows tell their clip's place by `clip`."""
         ...
 
     def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:

@@ -21,12 +21,14 @@ from models.family import ClipInfo, Facts, InputError, Results
 from tasks import bundle, command, params, report, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
-from tasks.data.batches import InOrder, build_loader, read_batches, stack
-from tasks.data.loader import ClipDataset, open_split
+from tasks.data.batches import Clips, InOrder, build_loader, read_batches, stack
+from tasks.data.loader import open_split
 from tasks.engine import distributed
 
 EXPLAINED = 8  # clips at once: attention of all heads takes more than a prediction
-SMALL = 2  # dimensions of what is kept of a phase's predictions; pictures and maps are not
+SMALL = (
+    3  # dimensions of what is kept of a phase's predictions, such as (window, segment, its two ends); pictures are not
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Scored:
         return manifest.read(self.dataset)
 
     def clips(self, split: str) -> list[ClipInfo]:
-        """The clips of a split, in the order of predictions."""
+        """The clips of a split, in the order of predictions; those of windows tell their clip's place by `clip`."""
         rows = self.table[self.table["split"] == split]
         if rows.empty:
             raise InputError(f"{manifest.manifest_path(self.dataset)}: no clip in the {split} split")
@@ -108,7 +110,7 @@ class Scored:
             parts.append({name: value.float().cpu().numpy() for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _open(self, trained: bundle.Bundle, split: str) -> ClipDataset:
+    def _open(self, trained: bundle.Bundle, split: str) -> Clips:
         phase = self.family.phases[trained.phase]
         transform = phase.transform(trained.config, trained.facts, False)
         return open_split(self.dataset, split, phase.clip(trained.config), transform, self.settings.seed)

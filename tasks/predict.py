@@ -10,7 +10,8 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,19 @@ import torch
 from tqdm import tqdm
 
 import models
-from models.family import InputError, Sample
+from models.family import Batch, InputError, Sample, Window
 from tasks import bundle, command, params, storage, tracking
 from tasks.command import say
 from tasks.data import audio, clip_files, prepared
 from tasks.data.batches import stack
 from tasks.data.frame_store import decode_jpegs
 from tasks.data.loader import frame_columns
-from tasks.data.video import ClipError, Preparation, read_clip
+from tasks.data.video import ClipError, Preparation, StoredClip, read_clip
+from tasks.data.windows import window_starts
 
 SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts")
 BATCH = 8  # clips at once
+WINDOWS = 2  # of a long video at once
 
 
 class Predictor:
@@ -43,6 +46,7 @@ class Predictor:
                 f"{trained.family} {trained.phase} has no answers for people; name the bundle of a later phase"
             )
         self.facts, self.present, self.spec = trained.facts, phase.present, phase.clip(trained.config)
+        self.config, self.merge = trained.config, phase.merge
         self.transform = phase.transform(trained.config, trained.facts, False)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = trained.module().to(self.device)
@@ -50,7 +54,8 @@ class Predictor:
         self.suffixes = (clip_files.SUFFIX,) if self.is_prepared else SUFFIXES
         self.codec: audio.Codec = trained.meta["stores"]["codec"]
         fields = [field.name for field in dataclasses.fields(Preparation)]
-        stores = {key: trained.meta["stores"][key] for key in fields}
+        made = {"frame_step": 0, **trained.meta["stores"]}  # bundles from before there were steps do not name it
+        stores = {key: made[key] for key in fields}
         self.preparation = params.typed(Preparation, stores, "stores")
 
     def predict(self, clips: Sequence[Path | bytes], top: int = 5) -> list[dict[str, Any]]:
@@ -59,30 +64,63 @@ class Predictor:
             raise InputError(f"top is {top}; ask for 1 answer or more")
         answers: list[dict[str, Any]] = []
         for start in range(0, len(clips), BATCH):
-            samples = [self._read(clip) for clip in clips[start : start + BATCH]]
-            good = iter(self._answer([sample for sample in samples if isinstance(sample, Sample)]))
-            answers += [next(good) if isinstance(sample, Sample) else {"error": sample} for sample in samples]
+            group = clips[start : start + BATCH]
+            answers += [self._video(clip) for clip in group] if self.spec.window else self._clips(group)
         return [{key: _cut(value, top) for key, value in answer.items()} for answer in answers]
 
-    def _answer(self, samples: list[Sample]) -> list[dict[str, Any]]:
-        if not samples:
+    def _clips(self, clips: Sequence[Path | bytes]) -> list[dict[str, Any]]:
+        """Answers for clips that are taken whole."""
+        samples = [self._read(clip) for clip in clips]
+        good = iter(self._answer([sample for sample in samples if isinstance(sample, Sample)]))
+        return [next(good) if isinstance(sample, Sample) else {"error": sample} for sample in samples]
+
+    def _video(self, clip: Path | bytes) -> dict[str, Any]:
+        """The answer for a video of any length, from all its windows."""
+        stored = self._stored(clip)
+        return {"error": stored} if isinstance(stored, str) else self._answer(self._windows(clip, stored))[0]
+
+    def _answer(self, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+        """One answer a clip."""
+        parts: list[Batch] = []
+        waiting = iter(samples)
+        while group := list(islice(waiting, WINDOWS if self.spec.window else BATCH)):
+            batch = stack([self.transform(sample) for sample in group])
+            with torch.inference_mode():
+                found = self.module({key: value.to(self.device) for key, value in batch.items()})
+            parts.append({key: value.cpu() for key, value in found.items()})
+        if not parts:
             return []
-        batch = {key: value.to(self.device) for key, value in stack([self.transform(s) for s in samples]).items()}
-        with torch.inference_mode():
-            predictions = {key: value.float().cpu() for key, value in self.module(batch).items()}
-        return self.present(predictions, self.facts)
+        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        whole = self.merge(self.config, whole) if self.merge else whole
+        return self.present({key: value.float() for key, value in whole.items()}, self.facts)
+
+    def _stored(self, clip: Path | bytes) -> StoredClip | str:
+        """A video as the stores would hold it; or, of one that cannot be used, why."""
+        if isinstance(clip, Path) and not clip.is_file():
+            return "no such file"
+        if isinstance(clip, Path) and clip_files.is_prepared(clip):
+            return "the model was trained on videos; give a video"
+        try:
+            return read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
+        except ClipError as error:
+            return str(error)
+
+    def _windows(self, clip: Path | bytes, stored: StoredClip) -> Iterator[Sample]:
+        """The windows of a video, in order."""
+        assert self.spec.window is not None
+        length, step = self.spec.num_frames, self.preparation.frame_step / stored.fps
+        for first in window_starts(len(stored.jpegs), length, self.spec.window.stride):
+            frames = decode_jpegs(stored.jpegs[first : first + length])
+            place = Window(first, step, stored.duration, clip=0)
+            yield Sample(_name(clip), frames, None, {}, np.random.default_rng(0), window=place)
 
     def _read(self, clip: Path | bytes) -> Sample | str:
         """What the transform takes; or, of a clip that cannot be used, why."""
-        name = "bytes" if isinstance(clip, bytes) else clip.stem
-        if isinstance(clip, Path) and not clip.is_file():
-            return "no such file"
-        if self.is_prepared or (isinstance(clip, Path) and clip_files.is_prepared(clip)):
+        if self.is_prepared:
             return self._read_prepared(clip)
-        try:
-            stored = read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
-        except ClipError as error:
-            return str(error)
+        stored = self._stored(clip)
+        if isinstance(stored, str):
+            return stored
         frames = wave = None
         if self.spec.num_frames:
             frames = decode_jpegs([stored.jpegs[i] for i in frame_columns(len(stored.jpegs), self.spec.num_frames)])
@@ -92,12 +130,12 @@ class Predictor:
                 raise InputError(f"the bundle's stores have {rate} Hz and its phase hears {self.spec.sample_rate} Hz")
             heard, _ = audio.decode(audio.encode(stored.wave, rate, self.codec), rate)
             wave = heard[: round(rate * self.spec.audio_seconds)]
-        return Sample(id=name, frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
+        return Sample(id=_name(clip), frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
 
     def _read_prepared(self, clip: Path | bytes) -> Sample | str:
         """The same of a prepared clip."""
-        if not self.is_prepared:
-            return "the model was trained on videos; give a video"
+        if isinstance(clip, Path) and not clip.is_file():
+            return "no such file"
         if isinstance(clip, bytes) or not clip_files.is_prepared(clip):
             return "the model was trained on clips prepared elsewhere; give the path of such a .pt"
         try:
@@ -107,6 +145,10 @@ class Predictor:
         except ClipError as error:
             return str(error)
         return Sample(clip.stem, frames, None, {}, np.random.default_rng(0), mel)
+
+
+def _name(clip: Path | bytes) -> str:
+    return "bytes" if isinstance(clip, bytes) else clip.stem
 
 
 def _cut(value: Any, top: int) -> Any:

@@ -87,7 +87,7 @@ def train_annotations(dataset: str) -> list[dict[str, Any]]:
 def open_clips(job: Job, split: str, training: bool) -> Clips:
     """A split as the phase sees it."""
     transform: Callable[[Sample], Batch] = job.phase.transform(job.config, job.facts, training)
-    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed)
+    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training)
 
 
 # --- where the weights start ---------------------------------------------------------------------------------------------
