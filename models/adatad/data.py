@@ -132,8 +132,8 @@ def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[
 def truth(sample: Sample, facts: Facts, scale: int, number: int, steps: int, threshold: float | None) -> Batch:
     """segments (`number`, 2) in grid steps from the window's start and classes (`number`,), -1 where there are fewer.
 
-    With a `threshold` they are cut to the window's `steps` and kept by it. Without: all, and truth (`number`, 2) in seconds
-    of the video with truth_classes (`number`,). InputError for more segments, or for an action that training never saw.
+    With a `threshold` they are cut to the window's `steps` and kept by it. Without: all, and truth_starts and truth_ends
+    (`number`,) in seconds of the video with truth_classes (`number`,). InputError for more segments, or for an action that training never saw.
     """
     place, annotation = sample.window, sample.annotation
     assert place is not None
@@ -148,7 +148,8 @@ def truth(sample: Sample, facts: Facts, scale: int, number: int, steps: int, thr
         seconds = grid_segments(annotation, 1.0)
         return {
             "segments": padded(segments, number), "classes": padded(classes, number, -1),
-            "truth": padded(seconds, number), "truth_classes": padded(classes, number, -1),
+            "truth_starts": padded(seconds[:, 0], number), "truth_ends": padded(seconds[:, 1], number),
+            "truth_classes": padded(classes, number, -1),
         }  # fmt: skip
     kept = is_kept(segments, steps, threshold)
     cut = np.clip(segments[kept], 0, steps)

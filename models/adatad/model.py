@@ -11,6 +11,7 @@ from torch.nn import functional
 from models.adatad import targets
 from models.adatad.backbone import Backbone
 from models.adatad.config import BackboneConfig, DetectorConfig, FinetuneConfig, ModelConfig, check
+from models.adatad.data import pictures
 from models.adatad.detector import Detector
 from models.adatad.targets import Points
 from models.family import Batch, Facts, ParameterGroup
@@ -42,7 +43,7 @@ class Finetune(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         """Training: the losses. Evaluation: of each window the best answers, `clip` (B,) telling the window's video."""
-        logits, offsets, valid = self.detector(self.features(batch["frames"]), batch["mask"])
+        logits, offsets, valid = self.detector(self.features(pictures(batch)), batch["mask"])
         return self.loss(logits, offsets, valid, batch) if self.training else self.answer(logits, offsets, valid, batch)
 
     def features(self, frames: Tensor) -> Tensor:
@@ -78,10 +79,14 @@ class Finetune(nn.Module):
         self.normalizer.copy_(self.moved(batch["total_positive"].to(self.normalizer.device)))
 
     def answer(self, logits: Tensor, offsets: Tensor, valid: Tensor, batch: Batch) -> Batch:
-        """segments (B, K, 2) in seconds within the video, scores (B, K), classes (B, K), best first, and clip (B,)."""
+        """starts and ends (B, K) in seconds within the video, scores (B, K), classes (B, K), best first; and whose they are.
+
+        `clip` (B,) and `window_start` (B,) tell the window's video and, in seconds, its place there.
+        """
         segments = targets.to_seconds(targets.decode(self.points(), offsets), batch)
         best = targets.best_answers(segments, logits, valid, self.config.min_score, self.config.max_per_window)
-        return best | {"clip": batch["clip"]}
+        starts, ends = best.pop("segments").unbind(-1)
+        return {"starts": starts, "ends": ends, **best, "clip": batch["clip"], "window_start": batch["start"]}
 
     def points(self) -> Points:
         """The points, on the module's device."""
