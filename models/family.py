@@ -224,7 +224,9 @@ class Table:
     title: str
     frame: pd.DataFrame
     note: str = ""
-    plot: Literal["", "confusion", "bars", "lines"] = ""
+    # timeline: a row is a segment, in columns clip, duration (of the clip), kind (truth | found), label, start, end, score;
+    # seconds. The clips are drawn in the order in which they come.
+    plot: Literal["", "confusion", "bars", "lines", "timeline"] = ""
 
 
 @dataclass(frozen=True)

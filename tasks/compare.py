@@ -167,8 +167,8 @@ def disagreements(first: Side, second: Side, family: Family) -> Table:
     metric, statistic = family.headline
     worth = [
         # np.eye(1, N, k) weighs clip k alone.
-        np.array([statistic(table)(np.eye(1, len(table), row))[0] for row in rows.tolist()])
-        for table in (theirs, ours)
+        np.array([told(np.eye(1, len(ours), row))[0] for row in rows.tolist()])
+        for told in (statistic(theirs), statistic(ours))
     ]
     gain = worth[1] - worth[0]
     frame = frame.assign(**{f"{metric} gained": gain}).sort_values(f"{metric} gained", kind="stable")

@@ -24,7 +24,7 @@ from torch.nn import functional
 from models.family import Example, Results, Table
 from models.metrics import full_name
 from models.transforms import LogMel
-from tasks import bundle, storage
+from tasks import bundle, storage, timeline
 from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.frame_store import FrameStore
@@ -97,9 +97,12 @@ def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
 
 
 def section(name: str, table: Table, picture: bytes) -> dict[str, Any]:
-    """A table with its picture, as the template takes it. Beside a confusion matrix stand its worst pairs of classes."""
+    """A table with its picture, as the template takes it.
+
+    Beside a confusion matrix stand its worst pairs of classes; a timeline says all that its table says.
+    """
     frame = worst_pairs(table.frame) if table.plot == "confusion" else table.frame
-    shown = frame.head(MAX_ROWS)
+    shown = frame.head(0 if table.plot == "timeline" else MAX_ROWS)
     return {
         "name": name,
         "title": table.title,
@@ -138,7 +141,8 @@ def draw(table: Table) -> bytes:
     """A table as its kind of plot, PNG."""
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
-        {"confusion": _confusion, "bars": _bars, "lines": _lines}[table.plot](figure, table.frame)
+        kinds = {"confusion": _confusion, "bars": _bars, "lines": _lines, "timeline": timeline.draw}
+        kinds[table.plot](figure, table.frame)
         return png(figure)
 
 

@@ -1,0 +1,220 @@
+"""What temporal action detection costs besides its network.
+
+    python benchmarks/tad.py [--predictions 400000] [--videos 200]
+
+Soft-NMS and mean average precision over IoU thresholds 0.3 to 0.7 of random detections of 20 classes, each against a
+straightforward loop over detections, to which its results must be equal to 1e-9: the nested loops that compiled versions of
+soft-NMS consist of, in Python; for the evaluation a loop over pandas rows, as ActivityNet's toolkit has it. The second peer
+of each loops over plain NumPy arrays instead. All use one thread and are timed by CPU seconds, which other programs on the
+machine change little; peers run once, which takes minutes, ours is the median of five runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from models import segment_scores, segments
+from models.segments import Segments
+
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+CLASSES, SECONDS, TRUE = 20, 200.0, 3325  # of THUMOS-14's test videos: classes, mean length, true segments
+SIGMA, MIN_SCORE = 0.7, 0.001
+REPEATS, EQUAL = 5, 1e-9
+
+
+def build_detections(num: int, num_videos: int) -> tuple[Segments, Segments]:
+    """Detections and truth: half of them lie about a true segment, most of these under its class; scores tell little."""
+    rng = np.random.default_rng(0)
+    video, start = rng.integers(0, num_videos, TRUE), rng.uniform(0, SECONDS - 10, TRUE)
+    label = (video + (rng.random(TRUE) < 0.2)) % CLASSES  # a class or two a video
+    truth = Segments(video, label, start, start + rng.gamma(2, 2, TRUE) + 0.5, np.ones(TRUE))
+    about, true = rng.random(num) < 0.5, rng.integers(0, TRUE, num)
+    length = truth.end[true] - truth.start[true]
+    begin = np.where(about, truth.start[true] + 0.3 * length * rng.normal(size=num), rng.uniform(0, SECONDS, num))
+    until = begin + np.where(about, length * np.exp(0.3 * rng.normal(size=num)), rng.gamma(2, 3, num))
+    begin = begin.clip(0, SECONDS - 0.1)
+    until = until.clip(begin + 0.1, SECONDS)
+    labels = np.where(about & (rng.random(num) < 0.8), truth.label[true], rng.integers(0, CLASSES, num))
+    videos = np.where(about, truth.video[true], rng.integers(0, num_videos, num))
+    score = rng.beta(1, 8, num) * 0.9 + 0.1 * about * rng.random(num)
+    return Segments(videos, labels, begin, until, score), truth
+
+
+# --- the peers -----------------------------------------------------------------------------------------------------------
+
+
+def groups_of(found: Segments) -> list[np.ndarray]:
+    """Rows of each class of each video."""
+    key = found.video * CLASSES + found.label
+    order = np.argsort(key, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+
+
+def nms_nested(found: Segments) -> np.ndarray:
+    """(N,) scores after soft-NMS, 0 where dropped: for each detection a loop for the best and a loop for the others."""
+    scores = np.zeros(len(found))
+    for rows in groups_of(found):
+        left = [[row, found.start[row].item(), found.end[row].item(), found.score[row].item()] for row in rows.tolist()]
+        while left:
+            best = 0
+            for i in range(1, len(left)):
+                if left[i][3] > left[best][3]:
+                    best = i
+            row, start, end, score = left.pop(best)
+            scores[row] = score if score >= MIN_SCORE else 0
+            kept = []
+            for other in left:
+                shared = max(0.0, min(end, other[2]) - max(start, other[1]))
+                iou = shared / ((end - start) + (other[2] - other[1]) - shared)
+                other[3] *= math.exp(-iou * iou / SIGMA)
+                if other[3] >= MIN_SCORE:
+                    kept.append(other)
+            left = kept
+    return scores
+
+
+def nms_rowwise(found: Segments) -> np.ndarray:
+    """The same with NumPy in place of the inner loops."""
+    scores = np.zeros(len(found))
+    for rows in groups_of(found):
+        start, end, score = found.start[rows], found.end[rows], found.score[rows]
+        while len(rows):
+            best = score.argmax()
+            scores[rows[best]] = score[best] if score[best] >= MIN_SCORE else 0
+            shared = np.maximum(np.minimum(end, end[best]) - np.maximum(start, start[best]), 0)
+            iou = shared / np.maximum((end - start) + (end[best] - start[best]) - shared, 1e-300)
+            score = score * np.exp(-(iou**2) / SIGMA)
+            score[best] = 0
+            kept = score >= MIN_SCORE
+            rows, start, end, score = rows[kept], start[kept], end[kept], score[kept]
+    return scores
+
+
+def map_pandas(found: Segments, truth: Segments) -> float:
+    """Mean average precision: every row in order of score looks for its best true segment that is still free."""
+    columns = ["video", "label", "start", "end", "score"]
+    detections, ground = (pd.DataFrame({name: getattr(part, name) for name in columns}) for part in (found, truth))
+    areas = []
+    for label, true in ground.groupby("label"):
+        true = true.reset_index(drop=True)
+        of_video = true.groupby("video")
+        own = detections[detections["label"] == label].sort_values("score", ascending=False, kind="stable")
+        right = np.zeros((len(THRESHOLDS), len(own)))
+        taken = np.zeros((len(THRESHOLDS), len(true)), dtype=bool)
+        for k, (_, row) in enumerate(own.iterrows()):
+            if row["video"] in of_video.groups:
+                near = of_video.get_group(row["video"])
+                take(row, near["start"].to_numpy(), near["end"].to_numpy(), near.index.to_numpy(), right[:, k], taken)
+        areas.append(area(right, len(true)))
+    return float(np.mean(areas))
+
+
+def map_rowwise(found: Segments, truth: Segments) -> float:
+    """The same on NumPy arrays, the true segments of each video looked up beforehand."""
+    areas = []
+    for label in np.unique(truth.label):
+        rows_of = np.flatnonzero(truth.label == label)
+        of_video = {video: rows_of[truth.video[rows_of] == video] for video in np.unique(truth.video[rows_of])}
+        own = found[found.label == label]
+        own = own[np.argsort(-own.score, kind="stable")]
+        right = np.zeros((len(THRESHOLDS), len(own)))
+        taken = np.zeros((len(THRESHOLDS), len(truth)), dtype=bool)
+        for k in range(len(own)):
+            rows = of_video.get(own.video[k])
+            if rows is not None:
+                row = {"start": own.start[k], "end": own.end[k]}
+                take(row, truth.start[rows], truth.end[rows], rows, right[:, k], taken)
+        areas.append(area(right, int((truth.label == label).sum())))
+    return float(np.mean(areas))
+
+
+def take(
+    row: Any, start: np.ndarray, end: np.ndarray, places: np.ndarray, right: np.ndarray, taken: np.ndarray
+) -> None:
+    """Give a detection, at each threshold, the best of the true segments at `places` that is free and near enough."""
+    shared = np.maximum(np.minimum(row["end"], end) - np.maximum(row["start"], start), 0)
+    iou = shared / ((row["end"] - row["start"]) + (end - start) - shared)
+    order = np.argsort(-iou, kind="stable")
+    for t, threshold in enumerate(THRESHOLDS):
+        for place in order:
+            if iou[place] < threshold:
+                break
+            if not taken[t, places[place]]:
+                taken[t, places[place]] = right[t] = True
+                break
+
+
+def area(right: np.ndarray, num_truth: int) -> np.ndarray:
+    """(T,) below precision, made falling, over recall; right (T, N) 1 or 0."""
+    hits = right.cumsum(1)
+    precision = np.maximum.accumulate((hits / np.arange(1, right.shape[1] + 1))[:, ::-1], axis=1)[:, ::-1]
+    return (np.diff(hits / num_truth, prepend=0, axis=1) * precision).sum(1)
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------------
+
+
+def nms_ours(found: Segments) -> np.ndarray:
+    """(N,) scores after soft-NMS, in the order of the detections that are left."""
+    return segments.soft_nms(found, SIGMA, MIN_SCORE).score
+
+
+def map_ours(found: Segments, truth: Segments, num_videos: int) -> float:
+    """Mean average precision."""
+    matched = segment_scores.match(found, truth, THRESHOLDS, num_videos, CLASSES)
+    return float(segment_scores.mean_average_precision(matched)(np.ones((1, num_videos)))[0])
+
+
+def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Median CPU seconds, and the result."""
+    times, result = [], None
+    for _ in range(repeats):
+        began = time.process_time()
+        result = call()
+        times.append(time.process_time() - began)
+    return statistics.median(times), result
+
+
+def compare(title: str, num: int, ours: Callable[[], Any], peer: Callable[[], Any], goal: float = 0.0) -> None:
+    """Print detections a CPU second of both and their ratio."""
+    (mine, result), (theirs, expected) = timed(ours, REPEATS), timed(peer, 1)
+    apart = float(np.max(np.abs(result - expected)))
+    asked = f"   >= {goal:.0f}" if goal else ""
+    verdict = "  MISSED" if theirs < goal * mine else "" if apart <= EQUAL else f"  NOT EQUAL: {apart:.1e} apart"
+    print(f"{title:<48}{num / mine:>12,.0f}{num / theirs:>12,.0f}{theirs / mine:>8.1f}{asked}{verdict}", flush=True)
+
+
+def dropped(scores: np.ndarray) -> np.ndarray:
+    """Without those that a peer left at 0."""
+    return scores[scores > 0]
+
+
+def main() -> None:
+    """Time both parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predictions", type=int, default=400_000)
+    parser.add_argument("--videos", type=int, default=200)
+    given = parser.parse_args()
+    num, videos = given.predictions, given.videos
+    found, truth = build_detections(num, videos)
+    print(f"{num:,} detections of {videos} videos, {os.cpu_count()} CPU cores, NumPy {np.__version__}")
+    print(f"{'detections per CPU second':<48}{'ours':>12}{'peer':>12}{'ratio':>8}   goal")
+    compare("soft-NMS, nested loops", num, lambda: nms_ours(found), lambda: dropped(nms_nested(found)), 50)
+    compare("soft-NMS, a loop over NumPy rows", num, lambda: nms_ours(found), lambda: dropped(nms_rowwise(found)))
+    ours = partial(map_ours, found, truth, videos)
+    compare("average mAP, a loop over pandas rows", num, ours, lambda: map_pandas(found, truth), 50)
+    compare("average mAP, a loop over NumPy rows", num, ours, lambda: map_rowwise(found, truth))
+
+
+if __name__ == "__main__":
+    main()
