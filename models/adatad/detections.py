@@ -38,6 +38,12 @@ def detect(
     return segments.best_of_each(found, config.max_per_video)
 
 
+def merge(config: FinetuneConfig, predictions: Batch) -> Batch:
+    """Predictions for all windows of some videos -> `padded` of their detections."""
+    found = {name: predictions[name].numpy() for name in FOUND}
+    return padded(detect(found, config), int(found["clip"].max()) + 1)
+
+
 def padded(found: Segments, num_videos: int) -> Batch:
     """starts, ends, scores, classes (V, K) of detections by video: as `detect` gives them, as `answers.present` takes them.
 

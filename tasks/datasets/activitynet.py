@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -170,12 +170,12 @@ def _video(path: Path, name: str, entry: Any, classes: list[str]) -> Video:
         raise InputError(f"{where}: frame is {frame!r}; write how many frames it has, or leave it out")
     if not isinstance(listed, list):
         raise InputError(f"{where}: annotations is a {type(listed).__name__}; write a list")
-    own = PurePosixPath(entry.get("path", "x"))
-    if own.is_absolute() or ".." in own.parts:
-        raise InputError(f"{where}: path {str(own)!r} leads out of the folder; write it from there on")
+    own = entry.get("path", "")
+    if not isinstance(own, str) or PurePosixPath(own).is_absolute() or ".." in PurePosixPath(own).parts:
+        raise InputError(f"{where}: path {own!r} is none below the folder; write it from there on")
     segments = [_segment(f"{where}, segment {k}", item, classes) for k, item in enumerate(listed, 1)]
     frames = None if frame is None else int(frame)
-    return Video(name, entry["subset"], float(duration), frames, segments, entry.get("path", ""))
+    return Video(name, entry["subset"], float(duration), frames, segments, own)
 
 
 def _segment(where: str, item: Any, classes: list[str]) -> Segment:
@@ -196,7 +196,7 @@ def _segment(where: str, item: Any, classes: list[str]) -> Segment:
     return float(times[0]), float(times[1]), label
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -222,7 +222,8 @@ def check(table: pd.DataFrame, folder: Path) -> Review:
     videos = {video.id: video for video in read_videos(folder)}
     usable = table[table["reason"] == ""]
     findings = list(_class_findings(usable, read_lines(annotation_file(folder).with_name(CLASS_MAP))))
-    for clip in table.to_dict("records"):
+    clips: list[dict[str, Any]] = table.to_dict("records")  # pyright: ignore[reportAssignmentType]
+    for clip in clips:
         texts = _video_findings(videos[clip["id"]], clip) if clip["id"] in videos else []
         findings += [Finding(severity, clip["id"], text) for severity, text in texts]
     segments = segment_table(usable)
@@ -248,7 +249,7 @@ def _class_findings(table: pd.DataFrame, classes: list[str]) -> Iterator[Finding
     if not trained:
         yield Finding("error", "", "no usable training video has a segment; nothing can be learned")
     for name in sorted(set(segments["label"]) - trained):
-        where = " and ".join(sorted(split for split in known if name in known[split]))
+        where = " and ".join(sorted(str(split) for split in known if name in known[split]))
         yield Finding("error", "", f"class {name!r} is annotated in {where} and in no usable training video")
     if lacking := sorted(set(classes) - set(segments["label"])):
         yield Finding("warning", "", f"no usable video shows {', '.join(lacking)} of {CLASS_MAP}")
