@@ -133,7 +133,8 @@ def truth(sample: Sample, facts: Facts, scale: int, number: int, steps: int, thr
     """segments (`number`, 2) in grid steps from the window's start and classes (`number`,), -1 where there are fewer.
 
     With a `threshold` they are cut to the window's `steps` and kept by it. Without: all, and truth_starts and truth_ends
-    (`number`,) in seconds of the video with truth_classes (`number`,). InputError for more segments, or for an action that training never saw.
+    (`number`,) in seconds of the video with truth_classes (`number`,). InputError for more segments, or for an action that
+    training never saw.
     """
     place, annotation = sample.window, sample.annotation
     assert place is not None

@@ -54,9 +54,7 @@ def average_map(table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     labels = sorted({row[2] for rows in truth for row in rows} | {label for groups in found for label in groups})
     index = {label: i for i, label in enumerate(labels)}
     true_rows = [(v, index[label], s, e, 1.0) for v, rows in enumerate(truth) for s, e, label in rows]
-    rows = [
-        (v, index[label], *row) for v, groups in enumerate(found) for label, own in groups.items() for row in own
-    ]
+    rows = [(v, index[label], *row) for v, groups in enumerate(found) for label, own in groups.items() for row in own]
     return mean_average_precision(
         segment_scores.match(_segments(rows), _segments(true_rows), THRESHOLDS, len(table), len(labels))
     )

@@ -165,7 +165,8 @@ def test_segments_are_cut_to_the_window_in_training_alone() -> None:
     assert one["classes"].tolist() == [0, 0, -1, -1] and float(one["start"]) == 10.0 and float(one["step"]) == 0.5
     whole = data.transform(configure(), FACTS, False)(sample(16, *spans, first=20))
     assert whole["segments"].tolist() == [[-8.0, 8.0], [-1.0, 4.0], [13.0, 17.0], [60.0, 62.0]]
-    assert whole["truth"].tolist() == [list(span) for span in spans] and whole["truth_classes"].tolist() == [0] * 4
+    truth = torch.stack([whole["truth_starts"], whole["truth_ends"]], 1)
+    assert truth.tolist() == [list(span) for span in spans] and whole["truth_classes"].tolist() == [0] * 4
     short = data.transform(configure(), FACTS, True)(sample(10, (3.0, 6.0)))
     assert short["segments"][0].tolist() == [0.0, 0.0], "the video ends before: 4 of 6 steps"
 

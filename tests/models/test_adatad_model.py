@@ -167,10 +167,10 @@ def test_answers_are_sorted_and_lie_within_the_video() -> None:
     module, batch = build().eval(), windows(6)
     with torch.no_grad():
         found = module(batch)
-    assert found["segments"].shape == (6, 20, 2) and found["scores"].shape == found["classes"].shape == (6, 20)
-    assert torch.equal(found["clip"], batch["clip"])
+    assert all(found[name].shape == (6, 20) for name in ("starts", "ends", "scores", "classes"))
+    assert torch.equal(found["clip"], batch["clip"]) and torch.equal(found["window_start"], batch["start"])
     assert (found["scores"].diff(dim=1) <= 0).all() and found["classes"].dtype == torch.int64
-    assert ((found["segments"] >= 0) & (found["segments"] <= 15)).all()
+    assert (found["starts"] >= 0).all() and (found["ends"] <= 15).all()
     assert torch.equal(found["scores"] > 0, found["classes"] >= 0)
 
 
@@ -188,7 +188,9 @@ def test_a_detector_that_knows_the_truth_gives_it_in_seconds() -> None:
         truth = batch["start"][row] + 0.25 * batch["segments"][row]
         sure = found["scores"][row] > 0.99
         assert sure.sum() == wanted.classes[row].sum().clamp(max=20)
-        for segment, name in zip(found["segments"][row][sure], found["classes"][row][sure], strict=True):
+        for segment, name in zip(
+            torch.stack([found["starts"], found["ends"]], -1)[row][sure], found["classes"][row][sure], strict=True
+        ):
             own = truth[batch["classes"][row] == name].clamp(max=15)
             assert (own - segment).abs().amax(1).min() < 1e-4
 
