@@ -1,4 +1,4 @@
-"""The demo dataset `actions`: untrimmed videos in which a pinwheel moves in different ways, in ActivityNet's form.
+"""The demo dataset `actions`: untrimmed videos in which a balloon changes its size in different ways, in ActivityNet's form.
 
 As in such datasets at large, one annotation repeats itself, one is ambiguous, and one has another count of frames than its
 file: `clean` tells of all three.

@@ -1,12 +1,14 @@
-"""What the demo dataset `actions` shows: a pinwheel that moves in one of several ways for a while, and rests in between.
+"""What the demo dataset `actions` shows: a chequered balloon whose size changes in one of several ways for a while.
 
-A single picture never tells what happens: at rest the pinwheel stands at any place, in any size, turned by any angle. Only how
-it goes on from picture to picture does. Balls drift through the picture, and a light goes on and off, all of which means nothing.
+A single picture never tells what happens: at rest the balloon has some size too. How its size goes on for seconds does. Plain
+balls drift through the picture, and a lamp goes on and off, all of which means nothing. They change the picture's mean colours
+more than the balloon does, whose squares are as much darker as lighter than the ground: its size shows in its pattern alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,20 +16,30 @@ import numpy as np
 from tasks.datasets.scenes import FPS, SAMPLE_RATE, Array, Color, color, colored_noise, edge, plane
 
 SIDE = 64  # pixels
-# Action -> how far it moves the pinwheel: across and up (half heights), and in size (share).
-ACTIONS = {
-    "circling": (0.35, 0.35, 0.0),
-    "hopping": (0.0, 0.5, 0.0),
-    "swaying": (0.5, 0.0, 0.0),
-    "swelling": (0.0, 0.0, 0.5),
-}
-PERIOD = (2.4, 3.6)  # seconds of a movement there and back
+GROUND, CONTRAST = 0.45, 0.43  # mean level of the ground; what the balloon's squares differ by
+SQUARE = 4.0  # pixels
+NUM_BALLS, NUM_STAINS = 5, 8
+SWELL = 0.5  # share of its size by which the balloon grows and shrinks
 LENGTH = (4.5, 9.0)  # seconds of an event
 REST = 2.5  # seconds between events at least
-NUM_BALLS = 5
-PAPER: tuple[Color, Color] = ((1.0, 1.0, 1.0), (0.1, 0.1, 0.3))  # of the pinwheel and of its sails
-MURMUR = 1 << 16  # samples
+MURMUR = 1 << 16  # samples after which the noise repeats itself
 
+
+def _wave(turns: Array) -> Array:
+    return np.sin(2 * np.pi * turns)
+
+
+def _ramp(turns: Array) -> Array:
+    return 2 * ((turns + 0.5) % 1.0) - 1
+
+
+# Action -> size in [-1, 1] after so many repetitions, and seconds that one takes, from and to.
+ACTIONS: dict[str, tuple[Callable[[Array], Array], tuple[float, float]]] = {
+    "breathing": (_wave, (3.6, 5.4)),
+    "deflating": (lambda turns: -_ramp(turns), (2.4, 3.6)),
+    "inflating": (_ramp, (2.4, 3.6)),
+    "throbbing": (_wave, (1.5, 2.2)),
+}
 Event = tuple[float, float, str]  # start and end in seconds, action
 
 
@@ -37,12 +49,11 @@ class Play:
 
     seconds: float
     events: tuple[Event, ...]  # in order and apart
-    periods: tuple[float, ...]  # seconds, of each event; < 0: the other way round
-    place: tuple[float, float]  # where the pinwheel rests, in half heights from the centre
-    size: float  # in half heights
-    drift: tuple[float, float, float, float]  # phases of its slow wandering and turning
-    ground: tuple[Color, Color]  # top left, bottom right
-    light: tuple[float, float, float]  # place and period of the light
+    periods: tuple[float, ...]  # seconds that a repetition takes in each event
+    place: tuple[float, float]  # where the balloon rests, in half heights from the centre
+    size: float  # its radius at rest, in half heights
+    drift: tuple[float, float, float, float]  # phases of its slow wandering, growing and turning
+    light: tuple[float, float, float]  # place of the lamp, and seconds between its goings on
     noise: tuple[float, float]  # level, and exponent of its 1/f colour
     seed: int  # of ground, balls and noise
 
@@ -62,15 +73,13 @@ def draw_events(seconds: float, actions: list[str], rng: np.random.Generator) ->
 
 def draw_play(seconds: float, events: tuple[Event, ...], rng: np.random.Generator) -> Play:
     """A video of these events whose every other property comes from `rng`."""
-    ground = [color(rng.random(), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.5)) for _ in range(2)]
     return Play(
         seconds=seconds,
         events=events,
-        periods=tuple(float(rng.uniform(*PERIOD) * rng.choice([-1, 1])) for _ in events),
-        place=(float(rng.uniform(-0.3, 0.3)), float(rng.uniform(-0.4, 0.2))),
-        size=float(rng.uniform(0.28, 0.34)),
+        periods=tuple(float(rng.uniform(*ACTIONS[action][1])) for _, _, action in events),
+        place=(float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.4, 0.4))),
+        size=float(rng.uniform(0.28, 0.36)),
         drift=tuple(rng.uniform(0, 2 * np.pi, 4).tolist()),
-        ground=(ground[0], ground[1]),
         light=(float(rng.uniform(-0.9, 0.9)), float(rng.uniform(-0.9, 0.9)), float(rng.uniform(1.0, 3.0))),
         noise=(float(10 ** rng.uniform(-2.0, -1.3)), float(rng.uniform(0.3, 1.2))),
         seed=int(rng.integers(2**31)),
@@ -78,24 +87,20 @@ def draw_play(seconds: float, events: tuple[Event, ...], rng: np.random.Generato
 
 
 def pose(play: Play, times: Array) -> tuple[Array, Array, Array, Array]:
-    """Where the pinwheel is (x to the right and y up, in half heights), its size and its angle (radians), at `times` (s)."""
+    """Where the balloon is (x to the right and y up, in half heights), its radius and its angle (radians), at `times` (s)."""
     slow = [
         np.sin(2 * np.pi * times / period + phase) for period, phase in zip((31, 23, 41, 29), play.drift, strict=True)
     ]
     x, y = play.place[0] + 0.06 * slow[0], play.place[1] + 0.06 * slow[1]
     size, angle = play.size * (1 + 0.04 * slow[2]), play.drift[3] + 0.5 * slow[3]
     for (start, end, action), period in zip(play.events, play.periods, strict=True):
-        across, up, growth = ACTIONS[action]
-        phase = 2 * np.pi * np.clip(times - start, 0, end - start) / period
         during = (times >= start) & (times < end)
-        x = x + during * across * np.sin(phase)
-        y = y + during * up * ((1 - np.cos(phase)) if across else np.sin(phase))
-        size = size * (1 + during * growth * np.sin(phase))
+        size = size * (1 + SWELL * during * ACTIONS[action][0]((times - start) / period))
     return x, y, size, angle
 
 
 def render_wave(play: Play) -> Array:
-    """(N,) float32 in [-1, 1] at SAMPLE_RATE: a murmur that repeats itself, and a ratchet while something happens."""
+    """(N,) float32 in [-1, 1] at SAMPLE_RATE: a murmur, and a pump that ticks while something happens."""
     rng = np.random.default_rng(play.seed)
     level, exponent = play.noise
     noise = colored_noise(MURMUR, exponent, rng)
@@ -118,25 +123,20 @@ def render_frames(play: Play) -> Array:
     for first in range(0, len(times), 8):  # as many as stay in the processor's cache
         part = slice(first, first + 8)
         picture = np.repeat(background[None], len(times[part]), axis=0)
-        for paint, cover in [
-            *_balls(play, times[part], x, y),
-            _light(play, times[part], x, y),
-            *_pinwheel(play, times[part], x, y),
-        ]:
-            picture += (paint - picture) * cover[:, None]
+        for draw in (_balls, _lamp, _balloon):
+            for paint, cover in draw(play, times[part], x, y):
+                picture += (paint - picture) * cover[:, None]
         frames[part] = np.moveaxis((255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8), 1, -1)
     return frames
 
 
 def _ground(play: Play, x: Array, y: Array) -> Array:
-    """(3, SIDE, SIDE) float32: one colour fading into another, with stains."""
+    """(3, SIDE, SIDE) float32: grey with stains."""
     rng = np.random.default_rng([play.seed, 1])
-    first, second = (plane(c) for c in play.ground)
-    picture = first + (second - first) * (x - y + 2)[None] / 4
-    for _ in range(6):
+    picture = np.full((3, SIDE, SIDE), GROUND)
+    for _ in range(NUM_STAINS):
         (u, v), radius = rng.uniform(-1, 1, 2), rng.uniform(0.15, 0.5)
-        stain = plane(color(rng.random(), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.5)))
-        picture = picture + (stain - picture) * 0.5 * edge(radius - np.hypot(x - u, y - v))
+        picture = picture + rng.uniform(-0.15, 0.15, (3, 1, 1)) * edge(radius - _distance(x - u, y - v))
     return picture.astype(np.float32)
 
 
@@ -145,31 +145,33 @@ def _balls(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, Ar
     rng = np.random.default_rng([play.seed, 2])
     layers = []
     for _ in range(NUM_BALLS):
-        angle, speed, offset, phase = (
-            float(rng.uniform(*ends)) for ends in ((0, 2 * np.pi), (0.15, 0.5), (-0.8, 0.8), (0, 4))
-        )
+        ends = ((0, 2 * math.pi), (0.15, 0.5), (-0.8, 0.8), (0, 4))
+        angle, speed, offset, phase = (float(rng.uniform(*pair)) for pair in ends)
         way = ((times * speed + phase) % 3.2 - 1.6)[:, None, None]
-        u, v = way * math.cos(angle) - offset * math.sin(angle), way * math.sin(angle) + offset * math.cos(angle)
+        u = way * math.cos(angle) - offset * math.sin(angle)
+        v = way * math.sin(angle) + offset * math.cos(angle)
         paint = plane(color(rng.random(), rng.uniform(0.6, 0.9), rng.uniform(0.5, 0.9)))
         layers.append((paint, edge(rng.uniform(0.08, 0.16) - _distance(x - u, y - v))))
     return layers
 
 
-def _light(play: Play, times: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """A lamp that goes on and off."""
+def _lamp(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, Array]]:
     u, v, period = play.light
     glow = 0.4 + 0.4 * np.sign(np.sin(2 * np.pi * times / period))[:, None, None]
-    return plane((1.0, 0.6, 0.1)), edge(0.1 - _distance(x - u, y - v)) * glow
+    paint: Color = (1.0, 0.6, 0.1)
+    return [(plane(paint), edge(0.1 - _distance(x - u, y - v)) * glow)]
 
 
-def _pinwheel(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, Array]]:
-    """A disc with three sails, one of them larger."""
+def _balloon(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, Array]]:
+    """A disc of squares, which stay as large as they are."""
     at_x, at_y, size, angle = (values.astype(np.float32)[:, None, None] for values in pose(play, times))
-    u, v = (x - at_x) / size, (y - at_y) / size
-    radius, turn = _distance(u, v), np.arctan2(v, u) - angle
-    disc = edge(1.0 - radius)
-    sails = edge(np.minimum(np.cos(3 * turn) + 0.4 * np.cos(turn) - 0.2, 0.85 - radius), 0.2)
-    return [(plane(PAPER[0]), disc), (plane(PAPER[1]), sails)]
+    u, v = x - at_x, y - at_y
+    disc = edge(size - _distance(u, v))
+    along, across = u * np.cos(angle) - v * np.sin(angle), u * np.sin(angle) + v * np.cos(angle)
+    number = math.pi * SIDE / 2 / SQUARE
+    squares = edge(np.sin(number * along) * np.sin(number * across), 0.6)
+    dark, light = (plane((level,) * 3) for level in (GROUND - CONTRAST, GROUND + CONTRAST))
+    return [(dark, disc), (light, disc * squares)]
 
 
 def _distance(u: Array, v: Array) -> Array:

@@ -139,7 +139,7 @@ WRONG = {
     "no label": ({"a": entry("training", (1, 3, " "))}, r"video a, segment 1: the label is ' '; name the action"),
     "unknown": ({"a": entry("training", (1, 3, "z"))}, r"segment 1: label 'z' is not among the 2 classes of category_idx"),
     "id": ({"a/b": entry("training")}, r"'a/b' is no video's id"),
-    "path": ({"a": entry("training", path="../a.mp4")}, r"video a: path '../a.mp4' leads out of the folder"),
+    "path": ({"a": entry("training", path="../a.mp4")}, r"video a: path '../a.mp4' is none below the folder"),
     "nothing": ({}, r"has no `database` of videos"),
 }  # fmt: skip
 
