@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -30,6 +31,12 @@ class Segments:
     def scored(self, score: np.ndarray) -> Segments:
         """The same segments with other scores (N,)."""
         return Segments(self.video, self.label, self.start, self.end, score)
+
+
+def from_rows(rows: Sequence[Sequence[float]] | np.ndarray) -> Segments:
+    """Segments of (video, label, start, end, score)."""
+    video, label, start, end, score = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    return Segments(video.astype(np.int64), label.astype(np.int64), start, end, score)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -9,42 +9,48 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 INK, LINE = "#3a4450", "#e3e8ee"
 PALEST = 0.25  # opacity of a detection of score 0
 LONG = 120  # seconds from which on time is told in minutes
+STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds between ticks
+MAX_TICKS = 12
 
 
 def draw(figure: Figure, frame: pd.DataFrame) -> None:
-    """A panel a clip of `Table.plot` timeline; a detection is the paler the lower its score."""
+    """A panel a clip of `Table.plot` timeline, with truth or detections or both; the lower its score, the paler one is."""
+    kinds = [kind for kind in ("truth", "found") if (frame["kind"] == kind).any()]
     clips = [frame[frame["clip"] == clip] for clip in frame["clip"].unique()]
     rows = [own["label"].nunique() for own in clips]
     figure.set_size_inches(9.5, 0.5 + sum(0.34 * num + 0.62 for num in rows))
     panels = figure.subplots(len(clips), 1, squeeze=False, height_ratios=[num + 0.4 for num in rows])[:, 0]
     color = mpl.rcParams["axes.prop_cycle"].by_key()["color"][0]
     for axes, own in zip(panels, clips, strict=True):
-        _panel(axes, own, color)
-    handles = [Patch(color=INK, label="truth"), Patch(color=color, label="found (paler: less sure)")]
-    figure.legend(handles=handles[: 1 + (frame["kind"] == "found").any()], loc="outside upper right", ncols=2)
+        _panel(axes, own, {kind: face for kind, face in (("truth", INK), ("found", color)) if kind in kinds})
+    handles = {"truth": Patch(color=INK, label="truth"), "found": Patch(color=color, label="found (paler: less sure)")}
+    figure.legend(handles=[handles[kind] for kind in kinds], loc="outside upper right", ncols=2)
 
 
-def _panel(axes: Axes, own: pd.DataFrame, color: str) -> None:
+def _panel(axes: Axes, own: pd.DataFrame, faces_of: dict[str, str]) -> None:
     names, line = np.unique(own["label"].astype(str), return_inverse=True)
     duration = float(own["duration"].iloc[0])
-    for kind, top, face in (("truth", -0.4, INK), ("found", 0.04, color)):
+    height = 0.8 / len(faces_of)
+    for lane, (kind, face) in enumerate(faces_of.items()):
         rows = (own["kind"] == kind).to_numpy()
         start, length = own["start"].to_numpy()[rows], (own["end"] - own["start"]).to_numpy()[rows]
         faces = np.empty((len(start), 4))
         faces[:, :3] = to_rgb(face)
         faces[:, 3] = 1 if kind == "truth" else PALEST + (1 - PALEST) * own["score"].to_numpy()[rows]
-        axes.barh(line[rows] + top, length, 0.36, start, align="edge", color=faces, edgecolor="white", linewidth=0.8)
+        top = line[rows] - 0.4 + lane * height
+        axes.barh(top, length, 0.9 * height, start, align="edge", color=faces, edgecolor="white", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set(xlim=(0, duration), ylim=(len(names) - 0.5, -0.5))
     axes.hlines(np.arange(len(names) - 1) + 0.5, 0, duration, colors=LINE, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.set_title(str(own["clip"].iloc[0]).replace("$", r"\$"), loc="left", fontsize=9, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(10))
+    step = next((step for step in STEPS if duration / step < MAX_TICKS), STEPS[-1])
+    axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda second, place: _clock(second, duration)))
 
 

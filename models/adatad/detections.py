@@ -63,13 +63,13 @@ def padded(found: Segments, num_videos: int) -> Batch:
 def true_segments(clips: Sequence[ClipInfo], labels: Sequence[str]) -> Segments:
     """The annotated segments; InputError for a label that training never saw."""
     index = {name: i for i, name in enumerate(labels)}
-    rows = [(video, clip.id, *row) for video, clip in enumerate(clips) for row in clip.annotation["segments"]]
-    for _, clip, _, _, label in rows:
-        if label not in index:
-            raise InputError(f"clip {clip}: label {label!r} was not in training; known: {', '.join(labels)}")
-    video, label = (np.array(column, dtype=np.int64) for column in ([r[0] for r in rows], [index[r[4]] for r in rows]))
-    start, end = (np.array([row[k] for row in rows], dtype=np.float64) for k in (2, 3))
-    return Segments(video, label, start, end, np.ones(len(rows)))
+    rows = []
+    for video, clip in enumerate(clips):
+        for start, end, label in clip.annotation["segments"]:
+            if label not in index:
+                raise InputError(f"clip {clip.id}: label {label!r} was not in training; known: {', '.join(labels)}")
+            rows.append((video, index[label], start, end, 1.0))
+    return segments.from_rows(rows)
 
 
 class AverageMap:
@@ -94,9 +94,9 @@ class AverageMap:
         rows = np.unique(true["clip"], return_index=True)[1]
         classes = true["truth_classes"][rows]
         video, place = np.nonzero(classes >= 0)
-        bounds = [true[name][rows][video, place].astype(np.float64) for name in ("truth_starts", "truth_ends")]
-        label = classes[video, place].astype(np.int64)
-        truth = Segments(true["clip"][rows][video], label, *bounds, np.ones(len(video)))
+        start, end = (true[name][rows][video, place] for name in ("truth_starts", "truth_ends"))
+        columns = [true["clip"][rows][video], classes[video, place], start, end, np.ones(len(video))]
+        truth = segments.from_rows(np.stack(columns, 1))
         num_videos, detected = int(true["clip"].max()) + 1, detect(found, self.config)
         return {
             name: float(

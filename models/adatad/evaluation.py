@@ -13,7 +13,7 @@ from models.adatad.answers import CALIBRATED_AT, calibrate
 from models.adatad.detections import FOUND, THRESHOLDS, detect, true_segments
 from models.family import ClipInfo, Evaluation, InputError, Results, Table
 from models.segment_scores import Matched, mean_average_precision
-from models.segments import Segments
+from models.segments import Segments, from_rows
 
 MULTIPLES = (1, 5)  # of the number of true segments: how many detections a recall counts
 MANY = 10  # the same of false positives
@@ -56,14 +56,8 @@ def average_map(table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     true_rows = [(v, index[label], s, e, 1.0) for v, rows in enumerate(truth) for s, e, label in rows]
     rows = [(v, index[label], *row) for v, groups in enumerate(found) for label, own in groups.items() for row in own]
     return mean_average_precision(
-        segment_scores.match(_segments(rows), _segments(true_rows), THRESHOLDS, len(table), len(labels))
+        segment_scores.match(from_rows(rows), from_rows(true_rows), THRESHOLDS, len(table), len(labels))
     )
-
-
-def _segments(rows: Sequence[tuple[float, ...]]) -> Segments:
-    """From (video, label, start, end, score)."""
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 5).T
-    return Segments(columns[0].astype(np.int64), columns[1].astype(np.int64), *columns[2:])
 
 
 def detected(run: Evaluation, split: str) -> Segments:

@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 
 from models import segment_scores, segments
 from models.metrics import bootstrap
-from models.segments import Segments
+from models.segments import Segments, from_rows
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 Row = tuple[int, int, float, float, float]  # video, label, start, end, score
-
-
-def pack(rows: Sequence[Row]) -> Segments:
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 5).T
-    return Segments(columns[0].astype(np.int64), columns[1].astype(np.int64), *columns[2:])
 
 
 def unpack(found: Segments) -> list[Row]:
@@ -85,7 +80,7 @@ def areas_of(found: Sequence[Row], truth: Sequence[Row]) -> dict[tuple[float, in
 
 def check(found: Sequence[Row], truth: Sequence[Row], num_videos: int, num_classes: int) -> None:
     """The evaluator's areas are those of the loops, and NaN for a class that is not there."""
-    matched = segment_scores.match(pack(found), pack(truth), THRESHOLDS, num_videos, num_classes)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), THRESHOLDS, num_videos, num_classes)
     areas = segment_scores.average_precisions(matched, np.ones((1, num_videos)))[0]
     expected = np.full_like(areas, np.nan)
     for (threshold, label), area in areas_of(found, truth).items():
@@ -133,10 +128,10 @@ def test_overlap_of_pairs() -> None:
 
 def test_soft_nms_by_hand() -> None:
     rows: list[Row] = [(0, 0, 0, 10, 0.9), (0, 0, 0, 5, 0.8), (0, 1, 0, 5, 0.7), (1, 0, 0, 5, 0.6)]
-    found = segments.soft_nms(pack(rows), 0.5, 0.001)
+    found = segments.soft_nms(from_rows(rows), 0.5, 0.001)
     np.testing.assert_allclose(found.score, [0.9, 0.8 * math.exp(-0.25 / 0.5), 0.7, 0.6], rtol=1e-14)
     assert found.score[[0, 2, 3]].tolist() == [0.9, 0.7, 0.6], "what does not decay keeps every bit"
-    assert segments.soft_nms(pack(rows), 0.5, 0.5).score.tolist() == [0.9, 0.7, 0.6]
+    assert segments.soft_nms(from_rows(rows), 0.5, 0.5).score.tolist() == [0.9, 0.7, 0.6]
 
 
 @pytest.mark.parametrize(("num", "min_score"), [(0, 0.001), (1, 0.001), (400, 0.001), (400, 0.0), (400, 0.2)])
@@ -145,7 +140,7 @@ def test_soft_nms_against_a_loop(num: int, min_score: float) -> None:
     scores = np.random.default_rng(num).uniform(0, 1, num).tolist()  # without ties, which rounding may break either way
     rows = [(*row[:4], score) for row, score in zip(rows, scores, strict=True)]
     expected = {i: score for i, score in nms_of(rows, 0.7, min_score).items() if score > 0}
-    found = unpack(segments.soft_nms(pack(rows), 0.7, min_score))
+    found = unpack(segments.soft_nms(from_rows(rows), 0.7, min_score))
     assert [row[:4] for row in found] == [rows[i][:4] for i in sorted(expected)]
     np.testing.assert_allclose([row[4] for row in found], [expected[i] for i in sorted(expected)], rtol=1e-12)
 
@@ -156,7 +151,7 @@ def test_soft_nms_of_anything(grid: list[tuple[int, int, int, int]], sigma: floa
     scores = random.sample(range(1, 1000), len(grid))
     rows = [(v, c, s, s + n, score / 1000) for (v, c, s, n), score in zip(grid, scores, strict=True)]
     expected = nms_of(rows, sigma, 0.01)
-    found = segments.soft_nms(pack(rows), sigma, 0.01)
+    found = segments.soft_nms(from_rows(rows), sigma, 0.01)
     np.testing.assert_allclose(found.score, [expected[i] for i in sorted(expected)], rtol=1e-12)
 
 
@@ -186,8 +181,8 @@ def test_soft_nms_of_one_large_group_and_many_small_ones() -> None:
 def test_windows_once_and_the_best_of_each_video() -> None:
     assert segments.once(np.array([3, 0, 3, 3]), np.array([1.5, 1.5, 1.5, 2.0])).tolist() == [0, 1, 3]
     rows: list[Row] = [(1, 0, 0, 1, 0.2), (0, 0, 0, 1, 0.5), (1, 1, 0, 2, 0.9), (1, 1, 0, 3, 0.3)]
-    assert unpack(segments.best_of_each(pack(rows), 2)) == [rows[1], rows[2], rows[3]]
-    weighted = segments.weighted(pack(rows), np.array([[1, 0], [0.5, 0.1]]))
+    assert unpack(segments.best_of_each(from_rows(rows), 2)) == [rows[1], rows[2], rows[3]]
+    weighted = segments.weighted(from_rows(rows), np.array([[1, 0], [0.5, 0.1]]))
     np.testing.assert_allclose(weighted.score, [0.1, 0.5, 0.09, 0.03])
 
 
@@ -224,7 +219,7 @@ def test_a_video_drawn_twice_is_two_videos() -> None:
     """The weights of a bootstrap replicate against the evaluation of the videos that it drew."""
     found, truth = draw(1, 300)
     found = [(*row[:4], row[4] + k * 1e-6) for k, row in enumerate(found)]  # without ties between videos
-    matched = segment_scores.match(pack(found), pack(truth), THRESHOLDS, 6, 4)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), THRESHOLDS, 6, 4)
     statistic = segment_scores.mean_average_precision(matched)
     drawn = [[3, 1, 1, 2, 5, 3], [5, 5, 5, 5, 5, 5], [0, 1, 2, 3, 4, 5], [4, 4, 4, 4, 4, 4]]
     weights = np.array([np.bincount(videos, minlength=6) for videos in drawn], dtype=float)
@@ -241,7 +236,7 @@ def test_a_video_drawn_twice_is_two_videos() -> None:
 def test_recall_against_loops() -> None:
     found, truth = draw(2, 200)
     found, once = [(*row[:4], row[4] + k * 1e-6) for k, row in enumerate(found)], list(dict.fromkeys(truth))
-    matched = segment_scores.match(pack(found), pack(truth), THRESHOLDS, 6, 4)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), THRESHOLDS, 6, 4)
     shares = segment_scores.recalls(matched, (1, 3))
     assert np.isnan(shares[..., 3]).all()
     for (k, multiple), (t, threshold), label in product(enumerate((1, 3)), enumerate(THRESHOLDS), range(3)):
@@ -259,7 +254,7 @@ def test_precision_curves_against_loops() -> None:
     found, truth = draw(3, 200)
     once = list(dict.fromkeys(truth))
     recall = np.linspace(0, 1, 11)
-    matched = segment_scores.match(pack(found), pack(truth), THRESHOLDS, 6, 4)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), THRESHOLDS, 6, 4)
     curves = segment_scores.precision_curves(matched, recall)
     for t, threshold in enumerate(THRESHOLDS):
         expected = np.zeros(11)
@@ -284,7 +279,7 @@ def test_kinds_of_errors() -> None:
         (0, 0, 9.5, 19, 0.4),  # IoU 0.5/19
         (1, 0, 0, 10, 0.3),  # no truth in this video
     ]
-    matched = segment_scores.match(pack(found), pack(truth), (0.3, 0.5), 2, 2)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), (0.3, 0.5), 2, 2)
     kinds = [segment_scores.KINDS[k] for k in segment_scores.error_kinds(matched, 1)]
     by_score = dict(zip(matched.found.score.tolist(), kinds, strict=True))
     expected = ["right", "double detection", "wrong label", "localisation", "confusion", "background", "background"]
@@ -294,7 +289,7 @@ def test_kinds_of_errors() -> None:
 def test_thresholds_of_the_best_f1() -> None:
     found, truth = draw(4, 200)
     once = list(dict.fromkeys(truth))
-    matched = segment_scores.match(pack(found), pack(truth), THRESHOLDS, 6, 4)
+    matched = segment_scores.match(from_rows(found), from_rows(truth), THRESHOLDS, 6, 4)
     chosen = segment_scores.best_thresholds(matched, 1)
     for label in (1, 2):
         own = sorted((row for row in found if row[1] == label), key=lambda row: -row[4])
@@ -308,5 +303,5 @@ def test_thresholds_of_the_best_f1() -> None:
         assert f1(chosen[label]) == max(f1(row[4]) for row in own)
         assert chosen[label] not in [row[4] for row in own]
     assert chosen[0] == chosen[3] != chosen[1], "found nothing right: the threshold of all classes together"
-    nothing = segment_scores.match(pack([]), pack(truth), THRESHOLDS, 6, 4)
+    nothing = segment_scores.match(from_rows([]), from_rows(truth), THRESHOLDS, 6, 4)
     assert np.isnan(segment_scores.best_thresholds(nothing, 1)).all()
