@@ -23,7 +23,7 @@ demo: $(READY)  ## Train FAMILY on the demo dataset, from raw video to a registe
 	@python -m tasks.summary $(FAMILY)
 
 test: $(READY)  ## The suite but for the slow tests
-	python -m pytest -n 2 --dist loadfile -m "not slow" tests
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-slow: $(READY)  ## Servers, workers, browser, faults
 	python -m pytest -n 2 --dist loadfile -m slow tests
