@@ -151,7 +151,7 @@ def _balloon(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, 
     along, across = u * np.cos(angle) - v * np.sin(angle), u * np.sin(angle) + v * np.cos(angle)
     number = math.pi * SIDE / 2 / SQUARE
     squares = edge(np.sin(number * along) * np.sin(number * across), 0.6)
-    dark, light = (plane((level,) * 3) for level in (GROUND - CONTRAST, GROUND + CONTRAST))
+    dark, light = (plane((level, level, level)) for level in (GROUND - CONTRAST, GROUND + CONTRAST))
     return [(dark, disc), (light, disc * squares)]
 
 
