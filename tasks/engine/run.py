@@ -26,7 +26,7 @@ class Training:
     """The engine's settings; batch sizes are global, over all processes and micro-batches."""
 
     start_from: str  # phase name | none | folder of a bundle
-    epochs: int
+    epochs: int  # 0 = the weights it starts with, as they are
     batch_size: int
     micro_batch: int | None  # clips a process holds at once; None = its whole share of the batch
     lr: float
@@ -128,7 +128,7 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
     wrapper = distributed.wrap(module, settings.strategy, place)
     steps_per_epoch = len(task.train) // settings.batch_size
     steps, warmup = steps_per_epoch * settings.epochs, round(steps_per_epoch * settings.warmup_epochs)
-    if warmup > steps and place.leader:
+    if warmup > steps > 0 and place.leader:
         say(f"warning: a warm-up of {warmup} steps is longer than the run; it is cut to the run's {steps}")
     return Run(
         task=task,
@@ -151,8 +151,9 @@ def _check_sizes(task: Task, settings: Training, place: Place) -> None:
     """InputError for what could only run zero steps or divide unevenly."""
     sizes = ("epochs", "batch_size", "micro_batch")
     for name in (*sizes, "log_interval", "eval_interval", "eval_from", "checkpoint_interval"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"params.yaml: {name} is {value}; it must be at least 1")
+        least = 0 if name == "epochs" else 1
+        if (value := getattr(settings, name)) is not None and value < least:
+            raise InputError(f"params.yaml: {name} is {value}; it must be at least {least}")
     if settings.schedule_epochs is not None and settings.schedule_epochs < settings.epochs:
         raise InputError(
             f"params.yaml: schedule_epochs is {settings.schedule_epochs}; it must be null or at least epochs "
