@@ -31,6 +31,7 @@ from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_b
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
 from tasks.engine.distributed import Place
+from tasks.engine.predictions import predictions
 from tasks.engine.run import NOT_IN_RESULT, Fitted, Task, Training, seed
 
 
@@ -247,8 +248,9 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     with storage.locked(work) if place.leader else nullcontext():  # other checkouts may share it
         fitted = fit(job, module, teacher, place, work, log)
         if place.leader:
-            save(job, origin, fitted)
+            save(job, origin, fitted, place)
             shutil.rmtree(work)
+    distributed.from_leader(None, place)  # it may have predicted for long, and processes should part together
     return fitted
 
 
@@ -269,9 +271,9 @@ def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place
     return loop.fit(task, job.settings, place, work, log)
 
 
-def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
+def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None:
     """Write the bundle."""
-    meta = {
+    meta: dict[str, Any] = {
         "family": job.family,
         "phase": job.name,
         "dataset": job.dataset,
@@ -285,7 +287,20 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "step": fitted.step,
         "metrics": fitted.metrics,
     }
+    if job.phase.calibrate:
+        meta["facts"]["thresholds"] = thresholds(job, meta, fitted, place)
     bundle.save(job.out, fitted.weights, meta, fitted.history)
+
+
+def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> dict[str, float]:
+    """What the phase's `calibrate` makes of the val split, predicted as evaluation and people will have it."""
+    assert job.phase.calibrate is not None
+    state, settings = fitted.weights, job.settings
+    trained = bundle.Bundle(job.family, job.name, job.config, job.facts, meta, state, job.out / bundle.WEIGHTS)
+    clips = open_clips(job, "val", training=False)
+    size = settings.micro_batch or max(1, settings.batch_size // place.world)
+    found = predictions(trained.module(), clips, size, settings.num_workers, place.device, "calibration, val")
+    return job.phase.calibrate(job.config, job.facts, found, manifest.clips(manifest.read(job.dataset), "val"))
 
 
 def main() -> None:

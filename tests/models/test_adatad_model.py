@@ -29,6 +29,7 @@ def config(model: ModelConfig | None = None, **changes: Any) -> FinetuneConfig:
         "keep_threshold": 0.75, "crop_ratio": [0.9, 1.0], "overlap": 0.5, "center_radius": 1.5, "label_smoothing": 0.0,
         "normalizer": 100.0, "adapter_lr": 2.0, "min_score": 0.001, "max_per_window": 20, "max_per_video": 50,
         "nms_sigma": 0.7,
+        "classifier_top": 0,
     }  # fmt: skip
     return FinetuneConfig(**values | changes)
 
