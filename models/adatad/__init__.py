@@ -36,6 +36,7 @@ FAMILY = Family(
             present=answers.present,
             pretrained=weights.names,
             load_pretrained=weights.load,
+            slim=True,
             parameter_groups=parameter_groups,
         )
     },
