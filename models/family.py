@@ -184,6 +184,9 @@ class Phase:
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
     pretrained: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
     load_pretrained: Callable[[nn.Module, str, Mapping[str, Tensor]], LoadReport] | None = None
+    # Bundles and checkpoints leave out frozen parameters that were never trained: these are made again, from the seed and
+    # from `pretrained`, and must be the same to the byte. False = they hold everything.
+    slim: bool = False
     # fallback(config, slot) -> the config to train with instead where a slot's weights are not on this machine and the
     # hub cannot be reached; None = that ends the run. The bundle keeps the config that was trained.
     fallback: Callable[[Any, str], Any | None] = field(default=lambda config, slot: None)

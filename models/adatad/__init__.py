@@ -39,6 +39,7 @@ FAMILY = Family(
             export=answers.export,
             pretrained=weights.names,
             load_pretrained=weights.load,
+            slim=True,
             parameter_groups=parameter_groups,
         )
     },

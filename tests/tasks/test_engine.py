@@ -98,7 +98,7 @@ def test_average_of_weights_in_closed_form() -> None:
     module = nn.Linear(1, 1, bias=False)
     seen = [0.0, 1.0, 5.0, -2.0]
     nn.init.constant_(module.weight, seen[0])
-    average = optim.MovingAverage(module, 0.8)
+    average = optim.MovingAverage(module.state_dict(), 0.8)
     for value in seen[1:]:
         nn.init.constant_(module.weight, value)
         average.update()
