@@ -131,7 +131,7 @@ def load(folder: Path) -> Bundle:
         raise InputError(f"{folder / META} is damaged or foreign ({error}); bring the bundle again") from None
     if phase not in phases:
         raise InputError(f"{folder / META}: {family} has no phase {phase!r}; it has {', '.join(phases)}")
-    typed, base = _typed(folder, phases[phase], config), _read_base(folder, phases, meta)
+    typed, base = _typed(folder, phases[phase], config), read_base(folder, phases, meta)
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -149,7 +149,7 @@ def _typed(folder: Path, phase: Phase, config: Any) -> Any:
         raise InputError(f"{folder / META} is of another version: {reason}; train the phase again") from None
 
 
-def _read_base(folder: Path, phases: Mapping[str, Phase], meta: Mapping[str, Any]) -> Base | None:
+def read_base(folder: Path, phases: Mapping[str, Phase], meta: Mapping[str, Any]) -> Base | None:
     """What bundle.json says of the frozen weights that weights.safetensors lacks; None where it lacks none."""
     if "base" not in meta:
         return None

@@ -318,7 +318,8 @@ def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> 
     """What the phase's `calibrate` makes of the val split, predicted as evaluation and people will have it."""
     assert job.phase.calibrate is not None
     state, settings = fitted.weights, job.settings
-    trained = bundle.Bundle(job.family, job.name, job.config, job.facts, meta, state, job.out / bundle.WEIGHTS)
+    base = bundle.read_base(job.out, models.load(job.family).phases, meta)
+    trained = bundle.Bundle(job.family, job.name, job.config, job.facts, meta, state, job.out / bundle.WEIGHTS, base)
     clips = open_clips(job, "val", training=False)
     size = settings.micro_batch or max(1, settings.batch_size // place.world)
     found = predictions(trained.module(), clips, size, settings.num_workers, place.device, "calibration, val")
