@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def start(work: Path, rank: int = 0, world: int = 1, port: int = 0, **given: Any
 
 def _process(
     work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
-    kill_at_flush: int = 0, slow: float = 0.0, **changes: Any,
+    kill_at_flush: int = 0, slow: float = 0.0, base: str = "", **changes: Any,
 ) -> None:  # fmt: skip
     """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
     torch.set_num_threads(1)
@@ -203,6 +204,7 @@ def _process(
     if kill_at_flush:
         _kill_at_flush(kill_at_flush)
     task = build_task({"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}[kind], **options or {})
+    task = replace(task, base=base)
     if slow:
         task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
     with distributed.launched("cpu") as place, contextlib.redirect_stderr(Path(os.devnull).open("w")):
