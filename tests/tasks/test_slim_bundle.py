@@ -121,8 +121,13 @@ def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def write_base(folder: str, seed: int) -> None:
     """VideoMAE of the tiny phase's sizes, as transformers writes it."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    shape = {"image_size": 16, "patch_size": 8, "num_frames": 4, "tubelet_size": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    shape: dict[str, Any] = {"image_size": 16, "patch_size": 8, "num_frames": 4, "tubelet_size": 2}
     VideoMAEModel(VideoMAEConfig(use_mean_pooling=True, **sizes, **shape)).save_pretrained(folder)
 
 
