@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def train_in_two(work: Path, **given: Any) -> list[int | None]:
 
 def _process(
     work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
-    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, **changes: Any,
+    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, base: str = "", **changes: Any,
 ) -> None:  # fmt: skip
     """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
     torch.set_num_threads(1)
@@ -220,7 +221,7 @@ def _process(
     if kill_at_flush:
         _kill_at_flush(kill_at_flush)
     kinds = {"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}
-    task = (build or partial(build_task, kinds[kind]))(**options or {})
+    task = replace((build or partial(build_task, kinds[kind]))(**options or {}), base=base)
     if slow:
         task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
     with distributed.launched("cpu") as place, contextlib.redirect_stderr(Path(os.devnull).open("w")):
