@@ -26,8 +26,11 @@ def fit(task: Task, work: Path, **changes: Any) -> loop.Fitted:
 
 
 def test_three_videos_are_learned(tmp_path: Path) -> None:
-    task = toy_windows.build_task(dim=32, mlp_dim=64)
-    fitted = fit(task, tmp_path, epochs=24, batch_size=3, lr=1e-2, clip_grad=10.0, eval_interval=8)
+    task = toy_windows.build_task(dim=64, mlp_dim=128)
+    fitted = fit(
+        task, tmp_path, epochs=16, batch_size=3, lr=1e-2, warmup_epochs=1.0, clip_grad=10.0, eval_interval=16,
+        checkpoint_interval=1000,
+    )  # fmt: skip
     assert fitted.metrics["map_average"] > 0.95
 
 
