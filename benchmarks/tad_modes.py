@@ -126,7 +126,11 @@ def measure(case: Case, steps: int, place: Place) -> Cost:
     on_gpu = place.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     batch = build_batch(case.read()[0])
-    with nullcontext() if on_gpu else profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with (
+        nullcontext()
+        if on_gpu
+        else profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded
+    ):
         batch = {key: value.to(place.device, copy=True) for key, value in batch.items()}
         run, times = begin(case, batch, place), []
         for _ in range(steps):
