@@ -52,7 +52,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path, micro_batch: int | None) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    fit(toy_windows.build_task(), one, **RUN, micro_batch=micro_batch)
+    fit(toy_windows.build_task(), one, **RUN)
     assert toy.train_in_two(two, **APART, micro_batch=micro_batch) == [0, 0]
     found, expected = changed_weights(two), changed_weights(one)
     assert expected["normalizer"] != toy_windows.build_config().normalizer
