@@ -126,7 +126,11 @@ def measure(case: Case, steps: int, place: Place) -> Cost:
     on_gpu = place.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     batch = build_batch(case.read()[0])
-    with nullcontext() if on_gpu else profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with (
+        nullcontext()
+        if on_gpu
+        else profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded
+    ):
         batch = {key: value.to(place.device, copy=True) for key, value in batch.items()}
         run, times = begin(case, batch, place), []
         for _ in range(steps):
@@ -196,12 +200,6 @@ def count(case: Case) -> int:
 # --- the table -----------------------------------------------------------------------------------------------------------
 
 
-def apart(function: Any, *given: Any) -> Any:
-    """function(*given) in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *given).result()
-
-
 def main() -> None:
     """Print the table as Markdown, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,8 +218,9 @@ def main() -> None:
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
     for (mode, checkpointing), trains in MODES.items():
         case = Case(given.size, mode, checkpointing, frames, on_gpu)
-        cost = apart(measure, case, given.steps, place)
-        counted = [apart(count, each) for each in (case, replace(case, frames=0, amp=True))]
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            cost = pool.submit(measure, case, given.steps, place).result()
+        counted = [count(each) for each in (case, replace(case, frames=0, amp=True))]
         cells = [mode + ("" if checkpointing else ", no checkpointing"), trains]
         cells += [
             f"{cost.trained / 1e6:.1f} M",

@@ -10,6 +10,7 @@ import shutil
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def shrink(dataset: str) -> dict[str, object]:
     }
 
 
-def tiny(family: str) -> dict[str, dict[str, object]]:
+def tiny(family: str) -> dict[str, dict[str, Any]]:
     """The smallest configs of a family's phases, as sections of params.yaml."""
     phases = models.load(family).phases
     return {name: dataclasses.asdict(phases[name].tiny) | {"epochs": EPOCHS, "batch_size": BATCH} for name in phases}
