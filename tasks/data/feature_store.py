@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from models.family import InputError
 from tasks import storage
 from tasks.data.frame_store import INDEX, find
 
-QUARANTINE = "quarantine.csv"
+SOURCE = "source.json"  # beside the index: the phase that made the features, its weights, and the kind of numbers
 
 
 def feature_folder(family: str) -> Path:
     """Where the features of a family's clips lie."""
     return storage.ARTIFACTS / family / "features"
+
+
+def read_source(folder: Path) -> dict[str, str]:
+    """Which phase made the features ("" = none of ours), the SHA-256 of its weights, and the kind of numbers kept."""
+    if not (folder / SOURCE).is_file():
+        raise InputError(f"{folder / SOURCE} not found; run `python -m tasks.features {folder.parent.name}` first")
+    return json.loads((folder / SOURCE).read_text())
 
 
 class FeatureStore:
