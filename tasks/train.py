@@ -29,7 +29,7 @@ from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
-from tasks.data.feature_store import feature_folder
+from tasks.data.feature_store import feature_folder, read_source
 from tasks.data.frame_store import INDEX
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
@@ -100,11 +100,6 @@ def open_clips(job: Job, split: str, training: bool) -> Clips:
     return open_split(
         job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training, features_of(job)
     )
-
-
-def features_of(job: Job) -> Path | None:
-    """Where the features lie that the phase learns from."""
-    return feature_folder(job.family) if job.phase.clip(job.config).features else None
 
 
 # --- where the weights start ---------------------------------------------------------------------------------------------
@@ -206,6 +201,32 @@ def taught(teacher: nn.Module, batch: Batch) -> Batch:
     return batch | {f"teacher_{key}": value for key, value in teacher(batch).items()}
 
 
+# --- features that another phase made --------------------------------------------------------------------------------------
+
+
+def features_of(job: Job) -> Path | None:
+    """Where the features lie that the phase learns from."""
+    return feature_folder(job.family) if job.phase.clip(job.config).features else None
+
+
+def feature_origin(job: Job) -> dict[str, Any]:
+    """For bundle.json, who made these features; InputError where that phase was trained again since."""
+    folder = features_of(job)
+    if folder is None:
+        return {}
+    source, maker = read_source(folder), feature_maker(job)
+    if maker and (not maker.is_dir() or storage.file_digest(maker / bundle.WEIGHTS) != source["sha256"]):
+        raise InputError(f"{folder} is not of {maker} as it is now; run `python -m tasks.features {job.family}` again")
+    return {"features": source}
+
+
+def feature_maker(job: Job) -> Path | None:
+    """The bundle of the phase that made the features; None where none of ours did."""
+    folder = features_of(job)
+    phase = read_source(folder)["phase"] if folder else ""
+    return storage.ARTIFACTS / job.family / phase if phase else None
+
+
 # --- frozen parts, computed once -----------------------------------------------------------------------------------------
 
 
@@ -245,8 +266,8 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
         storage.file_digest(data / name)
         for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")
     ]
-    if features := features_of(job):
-        inputs.append(storage.file_digest(features / INDEX))
+    if folder := features_of(job):
+        inputs.append(storage.file_digest(folder / INDEX))
     identity = [bundle.plain(job.config), settings, dataclasses.asdict(job.facts), origin, inputs]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()[:16]
     return storage.WORK / f"{job.stage}-{digest}"
@@ -260,6 +281,7 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     if teacher:
         origin["teacher"] = {"phase": teacher.phase, "sha256": storage.file_digest(teacher.path)}
         lines.append(f"taught by {teacher.path.parent}")
+    origin |= feature_origin(job)
     work = work_folder(job, origin)
     for line in lines if place.leader else []:
         say(line)
@@ -304,7 +326,7 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "step": fitted.step,
         "metrics": fitted.metrics,
     }
-    bundle.save(job.out, fitted.weights, meta, fitted.history)
+    bundle.save(job.out, fitted.weights, meta, fitted.history, feature_maker(job))
 
 
 def main() -> None:
