@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from models.weights import compute_in_int8, dequantise, frozen_digest, frozen_st
 from tasks import params, pretrained, storage
 
 WEIGHTS, META, HISTORY = "weights.safetensors", "bundle.json", "history.csv"
+FEATURES = "features"  # within: the bundle of the phase that makes the features this one takes
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(to_bytes({key: value.contiguous() for key, value in tensors.items()}))
 
 
-def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
-    """Write a bundle atomically; `meta` is JSON-able and holds family, phase, config, facts, stores, dataset at least."""
+def save(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    history: list[dict[str, Any]],
+    features: Path | None = None,
+) -> None:
+    """Write a bundle atomically; `meta` is JSON-able and holds family, phase, config, facts, stores, dataset at least.
+
+    A copy of the bundle `features` goes along.
+    """
     with storage.atomic_folder(folder) as temporary:
         write_tensors(temporary / WEIGHTS, state)
         (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         pd.DataFrame(history).to_csv(temporary / HISTORY, index=False)
+        if features:
+            shutil.copytree(features, temporary / FEATURES)
 
 
 def load(folder: Path) -> Bundle:

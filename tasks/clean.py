@@ -15,8 +15,8 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import annotations, command, params, quarantine, storage, tracking
-from tasks.data import audio, clip_files, manifest, prepared, video, workers
-from tasks.datasets import load_format
+from tasks.data import audio, clip_files, feature_files, manifest, picture_folder, prepared, video, workers
+from tasks.datasets import class_names, load_format
 
 PIECE = 32  # clips whose probes are kept together, so that a killed run goes on from there
 KINDS = {
@@ -47,10 +47,13 @@ def listed_clips(dataset: str) -> pd.DataFrame:
     return table.assign(path=[f"{here}/{path}" for path in table["path"]])
 
 
+PROBES = {clip_files.SUFFIX: prepared, clip_files.PICTURE: picture_folder, clip_files.FEATURES: feature_files}
+
+
 def probe_clip(path: Path) -> dict[str, Any]:
     """A file's probe and checksum, or its reason for quarantine."""
     try:
-        probe = (prepared if clip_files.is_prepared(path) else video).probe(path)
+        probe = PROBES.get(path.suffix, video).probe(path)
         return {**asdict(probe), "checksum": clip_files.checksum(path), "reason": "", "detail": ""}
     except video.ClipError as error:
         return {"reason": error.reason, "detail": error.detail}
@@ -84,7 +87,7 @@ def work_folder(dataset: str, table: pd.DataFrame) -> Path:
     """Where the probes of these very files, by this very code, are kept until the stage is done."""
     paths = [storage.DATA / dataset / path for path in table["path"]]
     state = [[str(path), *(_identity(file) for file in clip_files.files_of(path))] for path in paths]
-    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, prepared)]
+    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, *PROBES.values())]
     digest = hashlib.sha256(json.dumps([state, code]).encode()).hexdigest()[:16]
     return storage.WORK / f"clean-{dataset}-{digest}"
 
@@ -163,8 +166,11 @@ def clean(dataset: str, settings: Clean) -> str:
         form = load_format(params.value("download", dataset, "format"))
         pages = [page, annotations.review(form, table, root / "raw", dataset)]
         with storage.atomic_folder(root / "clean") as folder:
-            manifest.write(usable.assign(has_video=True).astype(KINDS), folder / "manifest.parquet")
+            has_video = ~usable["path"].map(clip_files.is_features).astype(bool)
+            manifest.write(usable.assign(has_video=has_video).astype(KINDS), folder / "manifest.parquet")
             quarantine.write_list(dropped, folder / "quarantine.csv")
+            if names := class_names(form, root / "subset"):
+                (folder / manifest.CLASSES).write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n")
             for path in filter(None, pages):
                 shutil.copyfile(path, folder / path.name)
         shutil.rmtree(work)

@@ -26,16 +26,52 @@ import models
 from models.family import Batch, InputError, Sample, Table, Window
 from tasks import bundle, command, params, storage, tracking
 from tasks.command import say
-from tasks.data import audio, clip_files, prepared
+from tasks.data import audio, clip_files, feature_files, prepared
 from tasks.data.batches import stack
+from tasks.data.extraction import Extractor, Features, load_extractor
 from tasks.data.frame_store import decode_jpegs
-from tasks.data.loader import frame_columns
+from tasks.data.loader import chosen_columns
 from tasks.data.video import ClipError, Preparation, StoredClip, read_clip
 from tasks.data.windows import window_starts
 
 SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts")
 BATCH = 8  # clips at once
 WINDOWS = 2  # of a long video at once
+
+
+class RawFeatures:
+    """Features of raw files for a phase that takes them, made as those of its training data were."""
+
+    def __init__(self, trained: bundle.Bundle, device: torch.device) -> None:
+        self.dtype = trained.meta["features"]["dtype"]
+        self.extractor: Extractor | None = (
+            None  # trained on features that were made elsewhere: none of ours can make them
+        )
+        if trained.meta["features"]["phase"]:
+            self.extractor = load_extractor(bundle.load(trained.path.with_name(bundle.FEATURES)), device)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the files that have them, or of which they can be made."""
+        return SUFFIXES if self.extractor else (clip_files.FEATURES,)
+
+    def read(self, clip: Path | bytes) -> Features | str:
+        """The features of a clip; or, of one that cannot be used, why."""
+        if isinstance(clip, Path) and not clip.is_file():
+            return "no such file"
+        try:
+            if isinstance(clip, Path) and clip_files.is_features(clip):
+                rows = np.array(feature_files.open_features(clip), np.float32)
+                return Features(rows, np.arange(len(rows), dtype=np.float32), len(rows))
+            if self.extractor is None:
+                return "the model was trained on features that were made elsewhere; give the path of such a .npy"
+            source = io.BytesIO(clip) if isinstance(clip, bytes) else clip
+            _, found = next(self.extractor.extract([source]))
+        except ClipError as error:
+            return str(error)
+        if isinstance(found, ClipError):
+            return str(found)
+        return dataclasses.replace(found, rows=found.rows.astype(self.dtype).astype(np.float32))
 
 
 class Predictor:
@@ -53,7 +89,8 @@ class Predictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = trained.module().to(self.device)
         self.is_prepared = bool(trained.meta.get("prepared"))  # trained on such clips: no video can be made into one
-        self.suffixes = (clip_files.SUFFIX,) if self.is_prepared else SUFFIXES
+        self.maker = RawFeatures(trained, self.device) if self.spec.features else None
+        self.suffixes = (clip_files.SUFFIX,) if self.is_prepared else self.maker.suffixes if self.maker else SUFFIXES
         self.codec: audio.Codec = trained.meta["stores"]["codec"]
         fields = [field.name for field in dataclasses.fields(Preparation)]
         made = {"frame_step": 0, **trained.meta["stores"]}  # bundles from before there were steps do not name it
@@ -147,19 +184,30 @@ class Predictor:
         """What the transform takes; or, of a clip that cannot be used, why."""
         if self.is_prepared:
             return self._read_prepared(clip)
-        stored = self._stored(clip)
-        if isinstance(stored, str):
-            return stored
+        made = self.maker.read(clip) if self.maker else None
+        if isinstance(made, str):
+            return made
         frames = wave = None
-        if self.spec.num_frames:
-            frames = decode_jpegs([stored.jpegs[i] for i in frame_columns(len(stored.jpegs), self.spec.num_frames)])
-        if self.spec.audio_seconds and stored.wave is not None and len(stored.wave):
-            rate = stored.sample_rate
-            if rate != self.spec.sample_rate:
-                raise InputError(f"the bundle's stores have {rate} Hz and its phase hears {self.spec.sample_rate} Hz")
-            heard, _ = audio.decode(audio.encode(stored.wave, rate, self.codec), rate)
-            wave = heard[: round(rate * self.spec.audio_seconds)]
-        return Sample(id=_name(clip), frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
+        if self.spec.num_frames or self.spec.audio_seconds:
+            stored = self._stored(clip)
+            if isinstance(stored, str):
+                return stored
+            wave = self._heard(stored)
+            if self.spec.num_frames:
+                columns = chosen_columns(self.spec, len(stored.jpegs), None)
+                frames = decode_jpegs([stored.jpegs[i] for i in columns])
+        sample = Sample(id=_name(clip), frames=frames, wave=wave, annotation={}, rng=np.random.default_rng(0))
+        return dataclasses.replace(sample, features=made.rows, feature_times=made.times) if made else sample
+
+    def _heard(self, stored: StoredClip) -> np.ndarray | None:
+        """The sound of a clip as the phase takes it from the stores; None without any."""
+        if not self.spec.audio_seconds or stored.wave is None or not len(stored.wave):
+            return None
+        rate = stored.sample_rate
+        if rate != self.spec.sample_rate:
+            raise InputError(f"the bundle's stores have {rate} Hz and its phase hears {self.spec.sample_rate} Hz")
+        heard, _ = audio.decode(audio.encode(stored.wave, rate, self.codec), rate)
+        return heard[: round(rate * self.spec.audio_seconds)]
 
     def _read_prepared(self, clip: Path | bytes) -> Sample | str:
         """The same of a prepared clip."""
@@ -168,7 +216,7 @@ class Predictor:
         if isinstance(clip, bytes) or not clip_files.is_prepared(clip):
             return "the model was trained on clips prepared elsewhere; give the path of such a .pt"
         try:
-            columns = frame_columns(prepared.open_pictures(clip).shape[1], self.spec.num_frames)
+            columns = chosen_columns(self.spec, prepared.open_pictures(clip).shape[1], None)
             frames = prepared.decode(clip, columns) if self.spec.num_frames else None
             mel = prepared.decode_sound(clip_files.files_of(clip)[1]) if self.spec.audio_seconds else None
         except ClipError as error:

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.family import InputError, LoadReport, Phase, UnreachableError
+from tasks import paddle
 from tasks.command import say
 from tasks.storage import file_digest
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # in order of preference
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", paddle.SUFFIX)
 # Keys under which original repositories keep the weights; the moving average first, which is what they evaluate.
 WRAPPERS = ("state_dict_ema", "model", "module", "state_dict", "model_state_dict")
 LICENCES = {  # by prefix of the name on the hub
@@ -38,8 +39,8 @@ TIMEOUT = 5.0  # seconds for the hub to answer at all
 def load_state(name: str) -> tuple[Mapping[str, Tensor], str]:
     """The weights called `name` on the CPU, and what they were: the name and the start of the SHA-256 of their bytes.
 
-    `name` is a folder as transformers writes it, a .safetensors / .bin / .pt / .pth file, or a name on the hub such as
-    google/vit-base-patch16-224-in21k. HF_HUB_OFFLINE=1 keeps the hub out. InputError where nothing is found, a file is
+    `name` is a folder as transformers writes it, a .safetensors / .bin / .pt / .pth / .pdparams file, or a name on the hub
+    such as google/vit-base-patch16-224-in21k. HF_HUB_OFFLINE=1 keeps the hub out. InputError where nothing is found, a file is
     broken, or it holds more than tensors; UnreachableError where only the hub could tell and it does not answer.
     """
     files, origin = _find(name)
@@ -149,6 +150,8 @@ def _is_reachable(endpoint: str) -> bool:
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of one file. Nothing in it is ever executed."""
+    if file.suffix == paddle.SUFFIX:
+        return paddle.read(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

@@ -23,7 +23,7 @@ import torch
 from models.family import InputError
 from models.transforms import LogMel
 from tasks import command, params, quarantine, storage, tracking
-from tasks.data import audio, clip_files, cluster, manifest, prepared, video, workers
+from tasks.data import audio, clip_files, cluster, manifest, picture_folder, prepared, video, workers
 from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
 
@@ -91,7 +91,8 @@ def _decoded(
         row: dict[str, Any] = {name: clip[name] for name in ("id", "path", "split")} | {"reason": "", "detail": ""}
         rows.append(row)
         try:
-            stored = video.read_clip(root / clip["path"], settings.preparation)
+            reader = picture_folder if clip_files.is_pictures(clip["path"]) else video
+            stored = reader.read_clip(root / clip["path"], settings.preparation)
             if (stored.wave is not None) != clip["has_audio"]:
                 raise video.ClipError("changed", "the file is not the one that was cleaned; run the clean stage again")
         except video.ClipError as error:
@@ -126,6 +127,19 @@ def link_shard(
             row |= {"shard": number, "row": position, "num_frames": shape[1], "width": shape[3], "height": shape[2]}
             row |= {"has_audio": True, "audio_row": position, "mel": sums(torch.from_numpy(np.array(mel)))}
         rows.append(row)
+        workers.advance()
+    return rows
+
+
+def note_shard(
+    root: Path, clips: list[dict[str, Any]], number: int, settings: Stores, work: Path
+) -> list[dict[str, Any]]:
+    """Of clips that are features alone there is nothing to store: their index rows."""
+    rows: list[dict[str, Any]] = []
+    for position, clip in enumerate(clips):
+        row = {name: clip[name] for name in ("id", "path", "split")} | {"reason": "", "detail": ""}
+        row |= {"shard": number, "row": position, "num_frames": clip["frames"], "width": 0, "height": 0}
+        rows.append(row | {"has_audio": False, "audio_row": -1})
         workers.advance()
     return rows
 
@@ -186,15 +200,22 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         raise InputError(f"params.yaml: {name}: one of num_frames and frame_step must be 1 or more, the other 0")
     if not 1 <= settings.quality <= 100 or settings.short_side < 0:
         raise InputError(f"params.yaml: {name}: quality goes from 1 to 100, short_side is 0 or more pixels")
-    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, prepared)]
+    code = [
+        storage.file_digest(Path(str(module.__file__)))
+        for module in (video, audio, clip_files, prepared, picture_folder)
+    ]
     identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
         clips = table.to_dict("records")
         is_here = settings.scheduler == "processes"
+        (work / "stores").mkdir(exist_ok=True)
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
-        build = link_shard if clip_files.is_prepared(clips[0]["path"]) else build_shard
+        first = clips[0]["path"]
+        build = build_shard
+        if clip_files.is_prepared(first) or clip_files.is_features(first):
+            build = link_shard if clip_files.is_prepared(first) else note_shard
         jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
             results = workers.work(build, jobs, settings.workers, len(clips), "stores")

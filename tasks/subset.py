@@ -16,7 +16,7 @@ from models.family import InputError
 from tasks import command, params, storage, tracking
 from tasks.command import say
 from tasks.data import clip_files
-from tasks.datasets import load_format
+from tasks.datasets import class_names, load_format, write_class_names
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def subset(dataset: str, settings: Subset) -> str:
         words += f" ({(~exists).sum()} passed over, their files are missing)"
     with storage.atomic_folder(storage.DATA / dataset / "subset") as folder:
         form.write(chosen, folder)
+        write_class_names(form, class_names(form, raw), folder)
         if settings.media != "none":
             brought, skipped = bring_media(chosen, raw, folder, settings.media)
             words += f", {brought} files brought by {settings.media}, {skipped} skipped"

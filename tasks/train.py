@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
+from tasks.data.feature_store import feature_folder, read_source
+from tasks.data.frame_store import INDEX
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
 from tasks.engine.distributed import Place
@@ -75,21 +78,30 @@ def read_facts(family: str, dataset: str) -> Facts:
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.stores {dataset}`")
     stats = json.loads(path.read_text())
-    labels = models.load(family).labels(train)
-    counts = {head: [sum(clip.get(head) == name for clip in train) for name in names] for head, names in labels.items()}
+    labels = models.load(family).labels(train, manifest.read_classes(dataset))
+    counts = {head: count_classes(train, head, names) for head, names in labels.items()}
     return Facts(labels, stats["mel_mean"], stats["mel_std"], counts)
 
 
-def train_annotations(dataset: str) -> list[dict[str, Any]]:
-    """The annotations of the train split's clips, in their order."""
-    table = manifest.read(dataset)
+def count_classes(clips: Sequence[Mapping[str, Any]], head: str, names: Sequence[str]) -> list[int]:
+    """How many clips have each class: by its name under `head`, or among the ids under the plural of `head`."""
+    named = Counter(clip.get(head) for clip in clips)
+    told = Counter(number for clip in clips for number in set(clip.get(f"{head}s", ())))
+    return [named[name] + told[number] for number, name in enumerate(names)]
+
+
+def train_annotations(dataset: str, features: Path | None = None) -> list[dict[str, Any]]:
+    """The annotations of the train split's clips, in their order; without those that lack features where these matter."""
+    table = manifest.read(dataset, features)
     return manifest.annotations(table[table["split"] == "train"])
 
 
 def open_clips(job: Job, split: str, training: bool) -> Clips:
     """A split as the phase sees it."""
     transform: Callable[[Sample], Batch] = job.phase.transform(job.config, job.facts, training)
-    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training)
+    return open_split(
+        job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training, features_of(job)
+    )
 
 
 # --- where the weights start ---------------------------------------------------------------------------------------------
@@ -202,6 +214,32 @@ def taught(teacher: nn.Module, batch: Batch) -> Batch:
     return batch | {f"teacher_{key}": value for key, value in teacher(batch).items()}
 
 
+# --- features that another phase made --------------------------------------------------------------------------------------
+
+
+def features_of(job: Job) -> Path | None:
+    """Where the features lie that the phase learns from."""
+    return feature_folder(job.family) if job.phase.clip(job.config).features else None
+
+
+def feature_origin(job: Job) -> dict[str, Any]:
+    """For bundle.json, who made these features; InputError where that phase was trained again since."""
+    folder = features_of(job)
+    if folder is None:
+        return {}
+    source, maker = read_source(folder), feature_maker(job)
+    if maker and (not maker.is_dir() or storage.file_digest(maker / bundle.WEIGHTS) != source["sha256"]):
+        raise InputError(f"{folder} is not of {maker} as it is now; run `python -m tasks.features {job.family}` again")
+    return {"features": source}
+
+
+def feature_maker(job: Job) -> Path | None:
+    """The bundle of the phase that made the features; None where none of ours did."""
+    folder = features_of(job)
+    phase = read_source(folder)["phase"] if folder else ""
+    return storage.ARTIFACTS / job.family / phase if phase else None
+
+
 # --- frozen parts, computed once -----------------------------------------------------------------------------------------
 
 
@@ -241,6 +279,8 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
         storage.file_digest(data / name)
         for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")
     ]
+    if folder := features_of(job):
+        inputs.append(storage.file_digest(folder / INDEX))
     identity = [bundle.plain(job.config), settings, dataclasses.asdict(job.facts), origin, inputs]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()[:16]
     return storage.WORK / f"{job.stage}-{digest}"
@@ -254,6 +294,7 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     if teacher:
         origin["teacher"] = {"phase": teacher.phase, "sha256": storage.file_digest(teacher.path)}
         lines.append(f"taught by {teacher.path.parent}")
+    origin |= feature_origin(job)
     work = work_folder(job, origin)
     for line in lines if place.leader else []:
         say(line)
@@ -281,7 +322,7 @@ def fit(
     else:
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
-    frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
+    frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset, features_of(job)))
     groups = job.phase.parameter_groups(job.config)
     task = Task(
         module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies, parameter_groups=groups
@@ -311,7 +352,7 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None
     }
     if job.phase.calibrate:
         meta["facts"]["thresholds"] = thresholds(job, meta, fitted, place)
-    bundle.save(job.out, fitted.weights, meta, fitted.history)
+    bundle.save(job.out, fitted.weights, meta, fitted.history, feature_maker(job))
 
 
 def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> dict[str, float]:
@@ -337,6 +378,7 @@ def main() -> None:
     data = storage.DATA / job.dataset
     inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]
     inputs += [storage.ARTIFACTS / job.family / job.phase.teacher] if job.phase.teacher else []
+    inputs += filter(None, [features_of(job)])
     values = {**bundle.plain(job.config), **dataclasses.asdict(job.settings)}
     with (
         distributed.launched(job.settings.device) as place,

@@ -1,4 +1,8 @@
-"""Which files make up a clip, one video or the two that another system prepared of it; what is known of them; what is wrong."""
+"""Which files make up a clip, what is known of them, what is wrong.
+
+A clip is one video; or the two files that another system prepared of it; or a folder of pictures, named by the first of them;
+or features of its frames that another system has made.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from tasks import storage
 
 PICTURES, SOUNDS = "video_frames", "mel_spectrograms"
 SUFFIX = ".pt"
+PICTURE, FEATURES = ".jpg", ".npy"  # endings of the paths of clips that are a folder of pictures, and features
 STILL_LEVELS = 8  # grey levels by which no point of a picture that never changes differs, compression included
 
 
@@ -44,12 +49,24 @@ def is_prepared(path: str | Path) -> bool:
     return Path(path).suffix == SUFFIX
 
 
+def is_pictures(path: str | Path) -> bool:
+    """Whether a clip's path names a folder of pictures: its first one."""
+    return Path(path).suffix == PICTURE
+
+
+def is_features(path: str | Path) -> bool:
+    """Whether a clip's path names features of its frames."""
+    return Path(path).suffix == FEATURES
+
+
 def files_of(path: Path) -> list[Path]:
-    """All files of a clip: of a video itself, of a prepared clip its pictures and its sound."""
+    """All files of a clip: of a video itself, of a prepared clip its pictures and its sound, of a folder its pictures."""
+    if is_pictures(path):
+        return sorted(path.parent.glob(f"img_*{PICTURE}")) or [path]
     return [path, path.parent.with_name(SOUNDS) / f"{path.stem}.npy"] if is_prepared(path) else [path]
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a clip: of its file, or of the digests of its two files."""
+    """SHA-256 of a clip: of its file, or of the digests of its files."""
     digests = [storage.file_digest(file) for file in files_of(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

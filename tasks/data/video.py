@@ -9,7 +9,7 @@ memory holds no more than what is asked for, of long videos as JPEGs.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,7 +102,10 @@ def _picture(container: Any) -> Any:
 
 
 def _sweep(source: Path | io.BytesIO, sample_rate: int) -> tuple[Track, np.ndarray | None]:
-    """Read all packets: the pictures' times noted, the sound decoded to (N,) int16 or None. ClipError on damage."""
+    """Read all packets: the pictures' times noted, the sound decoded to (N,) int16 or None. ClipError on damage.
+
+    A sample rate of 0 leaves the sound alone.
+    """
     packets: list[tuple[int, bool, bool]] = []
     end = 0.0
     with open_media(source) as container:
@@ -112,7 +115,7 @@ def _sweep(source: Path | io.BytesIO, sample_rate: int) -> tuple[Track, np.ndarr
             for packet in container.demux(picture, *sounds):
                 if packet.is_corrupt:
                     raise ClipError("truncated", f"the file ends in the middle of a packet after {end:.2f} s")
-                if packet.stream is not picture:
+                if packet.stream is not picture and sample_rate:
                     for frame in packet.decode():
                         resampler.add(frame)
                 if packet.size and (time := _stamp(packet)) is not None:
@@ -174,25 +177,45 @@ def timing(track: Track) -> tuple[float, float]:
     return round(span + (1 / fps if fps else 0.0), 6), round(fps, 6)
 
 
+def outline(source: Path | io.BytesIO) -> Track:
+    """What a file says of its pictures. ClipError on damage."""
+    return _sweep(source, 0)[0]
+
+
+def pictures(source: Path | io.BytesIO, track: Track, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and (H, W, 3) uint8 RGB of the shown frames that have these numbers, one after another as they are decoded.
+
+    That is their order, but for those that only a second attempt gives. ClipError when all others have been handed over.
+    """
+    places = {track.shown[number]: number for number in numbers}
+    for time, frame in _stream(source, track, set(places)):
+        yield places[time], scale(frame, 0)
+
+
 def _decode(source: Path | io.BytesIO, track: Track, wanted: set[int], keep: Callable[[Any], T]) -> dict[int, T]:
     """Presentation time -> what `keep` makes of the frame, of all wanted ones; ClipError tells which cannot be had."""
-    images: dict[int, T] = {}
-    # Where the container's keyframes are no clean entries, the second round decodes every packet.
-    for needed, skip in ((_needed(track, wanted), True), (set(track.coded), False)):
+    return {time: keep(frame) for time, frame in _stream(source, track, wanted)}
+
+
+def _stream(source: Path | io.BytesIO, track: Track, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+    """Presentation time and frame of all wanted ones; ClipError at the end tells which cannot be had."""
+    missing = set(wanted)
+    for skip in (True, False):
+        # Where the container's keyframes are no clean entries, the second round decodes every packet.
+        needed = _needed(track, wanted) if skip else set(track.coded)
         with open_media(source) as container:
             try:
                 for frame in _frames(container, track, needed, wanted, skip):
                     time = _stamp(frame)
-                    if time in wanted and time not in images and not frame.is_corrupt:
-                        images[time] = keep(frame)
+                    if time in missing and not frame.is_corrupt:
+                        missing.discard(time)
+                        yield time, frame
             except av.error.FFmpegError as error:
                 raise ClipError("damaged", f"decoding stops: {_words(error)}") from None
-        if wanted == images.keys():
-            return images
-    at = min(wanted - images.keys()) * track.time_base
-    raise ClipError(
-        "damaged", f"{len(wanted) - len(images)} of {len(wanted)} frames cannot be decoded, from {at:.2f} s"
-    )
+        if not missing:
+            return
+    at = min(missing) * track.time_base
+    raise ClipError("damaged", f"{len(missing)} of {len(wanted)} frames cannot be decoded, from {at:.2f} s")
 
 
 def _needed(track: Track, wanted: set[int]) -> set[int]:
@@ -242,6 +265,11 @@ def scale(frame: Any, short_side: int) -> np.ndarray:
         width, height = round(width * ratio), round(height * ratio)
     image = frame.reformat(width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
     return np.rot90(image, round(frame.rotation / 90))
+
+
+def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
+    """The same of (H, W, 3) uint8 RGB that was decoded already."""
+    return scale(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), short_side)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

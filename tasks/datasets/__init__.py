@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +39,8 @@ class Format(Protocol):
     """What a format module exports. Table columns: id, path, split, start (s), group, annotation (JSON).
 
     It may export `check(table, folder) -> Review` too, for the clean stage: the annotations in `folder` against `table`,
-    whose rows have what was found in the files as well.
+    whose rows have what was found in the files as well. And `classes(folder) -> list[str]`, where the annotations name all
+    classes: the position is the class's id, and two may have one name; with it `write_classes(names, folder)`.
     """
 
     def read(self, folder: Path) -> pd.DataFrame:
@@ -58,6 +59,19 @@ class Format(Protocol):
 def reviewer(form: Format) -> Callable[[pd.DataFrame, Path], Review] | None:
     """The format's `check`, None where it has none."""
     return getattr(form, "check", None)
+
+
+def class_names(form: Format, folder: Path) -> list[str]:
+    """All classes by their id, as the annotations in `folder` list them; none where the format has no such list."""
+    classes: Callable[[Path], list[str]] | None = getattr(form, "classes", None)
+    return classes(folder) if classes else []
+
+
+def write_class_names(form: Format, names: Sequence[str], folder: Path) -> None:
+    """Write the list that `class_names` reads, where the format has one."""
+    write: Callable[[Sequence[str], Path], None] | None = getattr(form, "write_classes", None)
+    if write and names:
+        write(names, folder)
 
 
 def load_format(name: str) -> Format:
