@@ -47,7 +47,7 @@ class TaggerModel:
 
     pooling: Literal["lstm", "peephole", "nextvlad", "transformer", "mean"]  # peephole = the original's, exact
     feature_dim: int  # of the frames' features: 512 of a ResNet-18, 2048 of the deeper ones
-    embedding_size: int  # of lstm, peephole, transformer and mean: width to which a frame's features are brought
+    embedding_size: int  # width to which a frame's features are brought; of nextvlad a clip's; of mean none
     lstm_size: int  # of lstm and peephole: a direction's width
     dropout: float
     legacy_dropout: bool  # of lstm and peephole: training masks without scaling, evaluation scales by 1 - dropout
