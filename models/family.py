@@ -43,7 +43,7 @@ class WindowSpec:
 class ClipSpec:
     """What the loader must read of one clip."""
 
-    # Picked uniformly over the stored ones, or a window of neighbours; 0 = the phase sees no pictures.
+    # Picked by `choose`, or uniformly over the stored ones, or a window of neighbours; 0 = the phase sees no pictures.
     num_frames: int
     sample_rate: int  # Hz, of the waveform handed over
     audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
@@ -51,6 +51,24 @@ class ClipSpec:
     takes_mel: bool = False
     # An epoch of training takes one window of each clip; evaluation takes all windows of all clips, a row each.
     window: WindowSpec | None = None
+    # choose(stored frames of a clip, rng in training and None in evaluation) -> `num_frames` of them, by their number.
+    choose: Callable[[int, np.random.Generator | None], Sequence[int]] | None = None
+    # The family's phase whose features of each clip the loader hands over, as the features stage left them; "" = none.
+    features: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a phase makes of raw videos for others to learn from: a row of numbers for each of some frames.
+
+    Its module has `extract`, frames (N, 3, S, S) uint8 RGB -> (N, dim) float32, each row from its own frame alone.
+    """
+
+    dim: int
+    # choose(frames of a video, frames a second) -> numbers of the frames, a row each in this order; they may repeat.
+    choose: Callable[[int, float], Sequence[int]]
+    prepare: Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB -> (S, S, 3) uint8 RGB
+    segments: int  # frames at once through the module
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,8 @@ class Sample:
     # (frames, mel) float32 in place of `wave`, whole and in units of its own (Facts has their mean): only with takes_mel
     mel: np.ndarray | None = None
     window: Window | None = None  # of a phase with windows, whose frames are then fewer where the video ends before
+    features: np.ndarray | None = None  # (T, D) float32, T >= 1, in the order of their phase's FeatureSpec.choose
+    feature_times: np.ndarray | None = None  # (T,) float32, seconds at which these frames are shown
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,8 @@ class Facts:
     labels: Mapping[str, list[str]]  # head -> class names; the position is the class index
     mel_mean: float  # of the train split's log-mel, in the front-end's own units
     mel_std: float
-    # head -> training clips of each class, where annotations hold the class's name under the head's
+    # head -> training clips of each class, where annotations hold the class's name under the head's, or, where a clip may
+    # have several, their ids under its plural
     counts: Mapping[str, list[int]] = field(default_factory=dict)
 
 
@@ -163,6 +184,8 @@ class Phase:
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
     # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
     explain: Callable[[Any, Batch], Batch] | None = None
+    # What the phase's finished module makes of raw videos for a phase whose ClipSpec names it in `features`.
+    features: Callable[[Any], FeatureSpec] | None = None
     # The phase whose finished module, frozen, teaches this one: a training batch holds what it answers to the same tensors
     # as `teacher_<prediction>`. Not with `cacheable` or `joint_loss`. "" = nobody.
     teacher: str = ""
@@ -265,7 +288,8 @@ class Family:
     title: str
     phases: dict[str, Phase]
     final: str  # the phase that is evaluated, registered and asked; those after it are made from it
-    labels: Callable[[Sequence[Mapping[str, Any]]], dict[str, list[str]]]  # train annotations -> label maps
+    # labels(train annotations, names of all classes by their id where the dataset's format lists them) -> label maps
+    labels: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], dict[str, list[str]]]
     evaluate: Callable[[Evaluation], Results]
     # The metric that ranks versions, higher is better, and how the table `predictions` of Results tells it: that table
     # -> the statistic that models.metrics.bootstrap resamples.

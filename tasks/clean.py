@@ -16,7 +16,7 @@ import pandas as pd
 from models.family import InputError
 from tasks import annotations, command, params, quarantine, storage, tracking
 from tasks.data import audio, clip_files, manifest, prepared, video, workers
-from tasks.datasets import load_format
+from tasks.datasets import class_names, load_format
 
 PIECE = 32  # clips whose probes are kept together, so that a killed run goes on from there
 KINDS = {
@@ -165,6 +165,8 @@ def clean(dataset: str, settings: Clean) -> str:
         with storage.atomic_folder(root / "clean") as folder:
             manifest.write(usable.assign(has_video=True).astype(KINDS), folder / "manifest.parquet")
             quarantine.write_list(dropped, folder / "quarantine.csv")
+            if names := class_names(form, root / "subset"):
+                (folder / manifest.CLASSES).write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n")
             for path in filter(None, pages):
                 shutil.copyfile(path, folder / path.name)
         shutil.rmtree(work)

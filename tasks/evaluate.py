@@ -22,6 +22,7 @@ from tasks import bundle, command, params, report, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
 from tasks.data.batches import Clips, InOrder, build_loader, read_batches, stack
+from tasks.data.feature_store import feature_folder
 from tasks.data.loader import open_split
 from tasks.engine import distributed
 
@@ -57,6 +58,7 @@ class Scored:
         self.config: Any = self.final.config
         self.clip = self.family.phases[final].clip(self.config)
         self.dataset = str(self.final.meta["dataset"])
+        self.features = feature_folder(family) if self.clip.features else None
         self.num_bootstrap, self.seed = settings.num_bootstrap, settings.seed
         self.device = device
         self._kept: dict[tuple[str, str, str, bool], dict[str, np.ndarray]] = {}
@@ -64,7 +66,7 @@ class Scored:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The manifest."""
-        return manifest.read(self.dataset)
+        return manifest.read(self.dataset, self.features)
 
     def clips(self, split: str) -> list[ClipInfo]:
         """The clips of a split, in the order of predictions; those of windows tell their clip's place by `clip`."""
@@ -113,7 +115,8 @@ class Scored:
     def _open(self, trained: bundle.Bundle, split: str) -> Clips:
         phase = self.family.phases[trained.phase]
         transform = phase.transform(trained.config, trained.facts, False)
-        return open_split(self.dataset, split, phase.clip(trained.config), transform, self.settings.seed)
+        spec = phase.clip(trained.config)
+        return open_split(self.dataset, split, spec, transform, self.settings.seed, features=self.features)
 
     def _module(self, trained: bundle.Bundle, untrained: bool) -> nn.Module:
         if not untrained:
@@ -143,6 +146,7 @@ def main() -> None:
         scored = Scored(family, settings, place.device)
     data = storage.DATA / scored.dataset
     inputs = [data / "clean", data / "stores", *(scored.folders[name] for name in scored.trained)]
+    inputs += [scored.features] if scored.features else []
     stage = f"evaluate@{family}"
     with storage.alone(stage), tracking.run(stage, asdict(settings), inputs) as run:
         results = scored.family.evaluate(scored)

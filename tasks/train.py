@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
+from tasks.data.feature_store import feature_folder
+from tasks.data.frame_store import INDEX
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
 from tasks.engine.distributed import Place
@@ -73,21 +76,35 @@ def read_facts(family: str, dataset: str) -> Facts:
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.stores {dataset}`")
     stats = json.loads(path.read_text())
-    labels = models.load(family).labels(train)
-    counts = {head: [sum(clip.get(head) == name for clip in train) for name in names] for head, names in labels.items()}
+    labels = models.load(family).labels(train, manifest.read_classes(dataset))
+    counts = {head: count_classes(train, head, names) for head, names in labels.items()}
     return Facts(labels, stats["mel_mean"], stats["mel_std"], counts)
 
 
-def train_annotations(dataset: str) -> list[dict[str, Any]]:
-    """The annotations of the train split's clips, in their order."""
-    table = manifest.read(dataset)
+def count_classes(clips: Sequence[Mapping[str, Any]], head: str, names: Sequence[str]) -> list[int]:
+    """How many clips have each class: by its name under `head`, or among the ids under the plural of `head`."""
+    named = Counter(clip.get(head) for clip in clips)
+    told = Counter(number for clip in clips for number in set(clip.get(f"{head}s", ())))
+    return [named[name] + told[number] for number, name in enumerate(names)]
+
+
+def train_annotations(dataset: str, features: Path | None = None) -> list[dict[str, Any]]:
+    """The annotations of the train split's clips, in their order; without those that lack features where these matter."""
+    table = manifest.read(dataset, features)
     return manifest.annotations(table[table["split"] == "train"])
 
 
 def open_clips(job: Job, split: str, training: bool) -> Clips:
     """A split as the phase sees it."""
     transform: Callable[[Sample], Batch] = job.phase.transform(job.config, job.facts, training)
-    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training)
+    return open_split(
+        job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training, features_of(job)
+    )
+
+
+def features_of(job: Job) -> Path | None:
+    """Where the features lie that the phase learns from."""
+    return feature_folder(job.family) if job.phase.clip(job.config).features else None
 
 
 # --- where the weights start ---------------------------------------------------------------------------------------------
@@ -228,6 +245,8 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
         storage.file_digest(data / name)
         for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")
     ]
+    if features := features_of(job):
+        inputs.append(storage.file_digest(features / INDEX))
     identity = [bundle.plain(job.config), settings, dataclasses.asdict(job.facts), origin, inputs]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()[:16]
     return storage.WORK / f"{job.stage}-{digest}"
@@ -259,7 +278,7 @@ def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place
     else:
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
-    frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
+    frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset, features_of(job)))
     groups = job.phase.parameter_groups(job.config)
     task = Task(
         module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies, parameter_groups=groups
@@ -299,6 +318,7 @@ def main() -> None:
     data = storage.DATA / job.dataset
     inputs = [data / "clean", data / "stores", storage.ARTIFACTS / job.family / job.settings.start_from]
     inputs += [storage.ARTIFACTS / job.family / job.phase.teacher] if job.phase.teacher else []
+    inputs += filter(None, [features_of(job)])
     values = {**bundle.plain(job.config), **dataclasses.asdict(job.settings)}
     with (
         distributed.launched(job.settings.device) as place,

@@ -36,7 +36,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str, Phase]:
 
 @pytest.fixture
 def facts(case: tuple[str, str, Phase]) -> Facts:
-    return Facts(models.load(case[0]).labels(ANNOTATIONS), -5.0, 4.0)
+    return Facts(models.load(case[0]).labels(ANNOTATIONS, []), -5.0, 4.0)
 
 
 def batch_of(family: str, phase: Phase, facts: Facts, training: bool, silent: int = -1) -> Batch:

@@ -42,7 +42,7 @@ def check(config: FinetuneConfig) -> None:
         )
 
 
-def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def labels(annotations: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, list[str]]:
     """The sorted names of the actions in the training videos."""
     names = sorted({label for video in annotations for _, _, label in video["segments"]})
     if not names:

@@ -18,7 +18,7 @@ def clip(config: Any) -> ClipSpec:
     return ClipSpec(config.model.num_frames, config.model.sample_rate, config.model.audio_duration)
 
 
-def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def labels(annotations: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, list[str]]:
     """The sorted sound names of the training clips."""
     return {"label": sorted({annotation["label"] for annotation in annotations})}
 

@@ -21,7 +21,7 @@ def clip(config: PhaseConfig) -> ClipSpec:
     return ClipSpec(video.num_frames, audio.sample_rate, audio.audio_duration, takes_mel=True)
 
 
-def labels(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def labels(annotations: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, list[str]]:
     """The sorted species and activities of the training clips; clips that lack one say nothing of it."""
     found = {head: sorted({clip[head] for clip in annotations if clip[head] is not None}) for head in HEADS}
     for head, names in found.items():

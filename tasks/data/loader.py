@@ -5,7 +5,8 @@ All randomness of a clip comes from (seed, draw, clip); which clips make up a st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,15 @@ from tasks import storage
 from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.batches import Clips, GlobalBatches, InOrder, Key, build_loader, read_batches
+from tasks.data.feature_store import FeatureStore
 from tasks.data.frame_store import FrameStore
 from tasks.data.prepared_store import PreparedFrames, PreparedSounds, open_stores
 from tasks.data.windows import WindowDataset
 
-__all__ = ["ClipDataset", "GlobalBatches", "InOrder", "build_loader", "frame_columns", "open_split", "read_batches"]
+__all__ = [
+    "ClipDataset", "GlobalBatches", "InOrder", "build_loader", "chosen_columns", "frame_columns", "open_split",
+    "read_batches",
+]  # fmt: skip
 
 
 class ClipDataset(Dataset[Batch]):
@@ -35,34 +40,42 @@ class ClipDataset(Dataset[Batch]):
         spec: ClipSpec,
         transform: Callable[[Sample], Batch],
         seed: int,
+        training: bool = False,
+        feature_store: FeatureStore | None = None,
     ) -> None:
         self.ids: list[str] = table["id"].tolist()
         self.has_video: list[bool] = table["has_video"].tolist()
         self.has_audio: list[bool] = table["has_audio"].tolist()
         self.annotations = manifest.annotations(table)
         self.frame_store, self.audio_store = frame_store, audio_store
-        self.spec, self.transform, self.seed = spec, transform, seed
+        self.feature_store = feature_store
+        self.spec, self.transform, self.seed, self.training = spec, transform, seed, training
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, key: Key) -> Batch:
         draw, row = key
+        rng = np.random.default_rng([self.seed, draw, row])
         wave, mel = self._sound(row)
+        features, times = self.feature_store.read(self.ids[row]) if self.feature_store else (None, None)
         sample = Sample(
             id=self.ids[row],
-            frames=self._frames(row),
+            frames=self._frames(row, rng),
             wave=wave,
             mel=mel,
             annotation=self.annotations[row],
-            rng=np.random.default_rng([self.seed, draw, row]),
+            rng=rng,
+            features=features,
+            feature_times=times,
         )
         return {**self.transform(sample), "row": torch.tensor(row)}
 
-    def _frames(self, row: int) -> np.ndarray | None:
+    def _frames(self, row: int, rng: np.random.Generator) -> np.ndarray | None:
         if self.spec.num_frames == 0 or not self.has_video[row]:
             return None
-        columns = frame_columns(self.frame_store.num_frames(self.ids[row]), self.spec.num_frames)
+        stored = self.frame_store.num_frames(self.ids[row])
+        columns = chosen_columns(self.spec, stored, rng if self.training else None)
         return self.frame_store.decode(self.ids[row], columns)
 
     def _sound(self, row: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -80,6 +93,11 @@ class ClipDataset(Dataset[Batch]):
         return wave[: round(rate * self.spec.audio_seconds)], None
 
 
+def chosen_columns(spec: ClipSpec, stored: int, rng: np.random.Generator | None) -> Sequence[int]:
+    """The stored frames that a phase takes of a clip; `rng` in training only."""
+    return spec.choose(stored, rng) if spec.choose else frame_columns(stored, spec.num_frames)
+
+
 def frame_columns(stored: int, wanted: int) -> list[int]:
     """`wanted` of `stored` frames, evenly from first to last: round(i (n - 1) / (T - 1)); the middle one for T = 1."""
     if wanted == 1:
@@ -88,13 +106,20 @@ def frame_columns(stored: int, wanted: int) -> list[int]:
 
 
 def open_split(
-    dataset: str, split: str, spec: ClipSpec, transform: Callable[[Sample], Batch], seed: int, training: bool = False
+    dataset: str,
+    split: str,
+    spec: ClipSpec,
+    transform: Callable[[Sample], Batch],
+    seed: int,
+    training: bool = False,
+    features: Path | None = None,
 ) -> Clips:
-    """A split of data/<dataset>, by windows where the phase has them; `training` draws those.
+    """A split of data/<dataset>, by windows where the phase has them; `training` draws those, and frames.
 
+    `features` is the folder of the clips' features; those that have none are left out, whatever the phase takes.
     InputError when the stores lack clips of the manifest, or what the phase takes of them.
     """
-    table = manifest.read(dataset)
+    table = manifest.read(dataset, features)
     table = table[table["split"] == split].reset_index(drop=True)
     folder = storage.DATA / dataset / "stores"
     frame_store, audio_store = open_stores(folder)
@@ -109,11 +134,22 @@ def open_split(
             f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
             f"run `python -m tasks.stores {dataset}` again"
         )
+    if spec.num_frames and len(table) and not table["has_video"].any():
+        raise InputError(f"{dataset} holds features of frames and no pictures, which this phase sees; begin after it")
     if spec.window is None:
-        return ClipDataset(table, frame_store, audio_store, spec, transform, seed)
+        feature_store = open_features(features, table) if spec.features and features else None
+        return ClipDataset(table, frame_store, audio_store, spec, transform, seed, training, feature_store)
     if not isinstance(frame_store, FrameStore) or not frame_store.has_steps:
         raise InputError(
             f"{folder} holds frames chosen by their number and this phase needs them at steps in time; set "
             f"stores.{dataset}.frame_step to 1 or more, num_frames to 0, and run the stores stage again"
         )
     return WindowDataset(table, frame_store, spec, transform, seed, training)
+
+
+def open_features(folder: Path, table: pd.DataFrame) -> FeatureStore:
+    """The features of these clips; InputError where some have none."""
+    store = FeatureStore(folder)
+    if missing := sorted(set(table["id"]) - set(store.ids)):
+        raise InputError(f"{folder} lacks {len(missing)} clips ({missing[0]}, …); run the features stage again")
+    return store

@@ -14,6 +14,7 @@ COLUMNS = [
     "has_video", "has_audio", "sample_rate", "silent", "still", "checksum", "annotation",
 ]  # fmt: skip
 SPLITS = ("train", "val", "test")
+CLASSES = "classes.json"  # beside it: names by id, where the format lists all classes
 
 
 def manifest_path(dataset: str) -> Path:
@@ -32,14 +33,23 @@ def read_clean(dataset: str) -> pd.DataFrame:
         raise InputError(f"{path} is no readable Parquet file ({_line(error)}); run the clean stage again") from None
 
 
-def read(dataset: str) -> pd.DataFrame:
-    """The manifest without the clips that the stores stage put into quarantine, so that each row can be trained on."""
+def read(dataset: str, features: Path | None = None) -> pd.DataFrame:
+    """The manifest without the clips that later stages put into quarantine, so that each row can be trained on.
+
+    These are the stores stage and, where its folder is given, the features stage.
+    """
     table = read_clean(dataset)
-    failed = storage.DATA / dataset / "stores" / "quarantine.csv"
-    if not failed.is_file():
-        return table
-    lost = pd.read_csv(failed, dtype=str, keep_default_na=False)["id"]
-    return table[~table["id"].isin(lost)].reset_index(drop=True)
+    for folder in filter(None, (storage.DATA / dataset / "stores", features)):
+        if (folder / "quarantine.csv").is_file():
+            lost = pd.read_csv(folder / "quarantine.csv", dtype=str, keep_default_na=False)["id"]
+            table = table[~table["id"].isin(lost)].reset_index(drop=True)
+    return table
+
+
+def read_classes(dataset: str) -> list[str]:
+    """All classes by their id, none where the dataset's format lists none; names may repeat."""
+    path = manifest_path(dataset).with_name(CLASSES)
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _line(error: Exception) -> str:

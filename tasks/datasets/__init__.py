@@ -39,7 +39,8 @@ class Format(Protocol):
     """What a format module exports. Table columns: id, path, split, start (s), group, annotation (JSON).
 
     It may export `check(table, folder) -> Review` too, for the clean stage: the annotations in `folder` against `table`,
-    whose rows have what was found in the files as well.
+    whose rows have what was found in the files as well. And `classes(folder) -> list[str]`, where the annotations name all
+    classes: the position is the class's id, and two may have one name.
     """
 
     def read(self, folder: Path) -> pd.DataFrame:
@@ -58,6 +59,12 @@ class Format(Protocol):
 def reviewer(form: Format) -> Callable[[pd.DataFrame, Path], Review] | None:
     """The format's `check`, None where it has none."""
     return getattr(form, "check", None)
+
+
+def class_names(form: Format, folder: Path) -> list[str]:
+    """All classes by their id, as the annotations in `folder` list them; none where the format has no such list."""
+    classes: Callable[[Path], list[str]] | None = getattr(form, "classes", None)
+    return classes(folder) if classes else []
 
 
 def load_format(name: str) -> Format:

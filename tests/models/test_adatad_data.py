@@ -212,9 +212,9 @@ def test_what_cannot_be_is_one_line() -> None:
 
 def test_labels_are_the_sorted_names() -> None:
     videos = [annotation((0, 1), label="b"), annotation((0, 1), (2, 3), label="a"), annotation()]
-    assert data.labels(videos) == {"label": ["a", "b"]}
+    assert data.labels(videos, []) == {"label": ["a", "b"]}
     with pytest.raises(InputError, match="no video of the train split has a segment"):
-        data.labels([annotation()])
+        data.labels([annotation()], [])
 
 
 @pytest.mark.parametrize(("overlap", "scale", "stride"), [(0.5, 1, 384), (0.25, 1, 576), (0.5, 2, 768), (0.0, 1, 768)])

@@ -420,7 +420,7 @@ def test_nothing_is_weighed_twice() -> None:
 
 def test_labels_and_what_is_not_annotated() -> None:
     clips = [{"species": "wolf", "activity": None}, {"species": "fox", "activity": "resting"}]
-    assert FAMILY.labels(clips) == {"species": ["fox", "wolf"], "activity": ["resting"]}
+    assert FAMILY.labels(clips, []) == {"species": ["fox", "wolf"], "activity": ["resting"]}
     assert batch(PHASE.tiny)["activity"].tolist() == [0, 1, -1, 0]
     transform = PHASE.transform(PHASE.tiny, FACTS, True)
     with pytest.raises(
@@ -428,7 +428,7 @@ def test_labels_and_what_is_not_annotated() -> None:
     ):
         transform(Sample("x", None, None, {"species": "lynx", "activity": None}, np.random.default_rng(0)))
     with pytest.raises(InputError, match="its activity annotated"):
-        FAMILY.labels(clips[:1])
+        FAMILY.labels(clips[:1], [])
 
 
 def test_spectrograms_prepared_elsewhere_are_heard_as_they_are() -> None:
