@@ -47,12 +47,6 @@ def unique(names: Sequence[str]) -> list[str]:
     return found if len(set(found)) == len(found) else [f"{name} #{i}" for i, name in enumerate(names)]
 
 
-def counts(annotations: Sequence[Mapping[str, Any]], label_map: Mapping[str, list[str]]) -> dict[str, list[int]]:
-    """Training clips of each class, and under `clips` the number of all of them: a clip may have any number of tags."""
-    found = Counter(tag for clip in annotations for tag in clip["tags"])
-    return {HEAD: [found[i] for i in range(len(label_map[HEAD]))], "clips": [len(annotations)]}
-
-
 def multi_hot(sample: Sample, facts: Facts) -> Tensor:
     """(C,) float32, 1 where the clip has the tag; InputError for a tag that the label map does not have."""
     found = torch.zeros(len(facts.labels[HEAD]))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.family import InputError
+from models.family import Facts, InputError
 from models.videotag.config import TaggerConfig
 from models.videotag.data import HEAD
 
@@ -40,13 +38,13 @@ def asymmetric(logits: Tensor, tags: Tensor, gamma_positive: float, gamma_negati
     return tags * positive + (1 - tags) * negative
 
 
-def prior_bias(counts: Mapping[str, list[int]]) -> Tensor:
+def prior_bias(facts: Facts) -> Tensor:
     """(C,) log-odds of each tag in the training clips, half a clip with it and half a clip without it added.
 
     So the first answers are as frequent as the tags (Lin et al. 2017, §4.1, with each class's own prior). InputError where
     the facts do not tell.
     """
-    if not counts.get(HEAD) or not counts.get("clips"):
+    if not facts.counts.get(HEAD) or not facts.num_clips:
         raise InputError("videotag.tagger.prior_bias: no count of clips for each tag; train anew, or set it to false")
-    there = torch.tensor(counts[HEAD], dtype=torch.float64)
-    return ((there + 0.5) / (counts["clips"][0] - there + 0.5)).log().float()
+    there = torch.tensor(facts.counts[HEAD], dtype=torch.float64)
+    return ((there + 0.5) / (facts.num_clips - there + 0.5)).log().float()

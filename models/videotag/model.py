@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,19 +26,19 @@ class Tagger(nn.Module):
         check_tagger(config)
         super().__init__()
         model = config.model
-        self.config = config
+        self.config, self.labels = config, facts.labels[HEAD]
         self.spectra = SecondSpectra(model, facts) if model.audio else None
         frames = build_pooling(model, model.feature_dim, config.max_frames, audio=False)
         self.branches = nn.ModuleDict({"frames": frames})
         if model.audio:
             self.branches["audio"] = build_pooling(model, model.num_mel_bins, model.audio_seconds, audio=True)
         widths = [sum(int(branch.dim) for branch in self.branches.values()), *model.hidden]  # pyright: ignore
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.output = nn.Linear(widths[-1], len(facts.labels[HEAD]))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.output = nn.Linear(widths[-1], len(self.labels))
         initialise(self.hidden)
         initialise(nn.ModuleList([self.output]))
         if config.prior_bias:
-            self.output.bias.data = prior_bias(facts.counts)
+            self.output.bias.data = prior_bias(facts)
 
     def forward(self, batch: Batch) -> Batch:
         """Training: the loss. Evaluation: logits (B, C), and what `segments` gives where the config asks for segments."""

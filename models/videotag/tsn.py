@@ -27,11 +27,11 @@ class Tsn(nn.Module):
     def __init__(self, config: TsnConfig, facts: Facts) -> None:
         check_tsn(config)
         super().__init__()
-        self.config = config
+        self.config, self.labels = config, facts.labels[HEAD]
         self.resnet = getattr(torchvision.models, f"resnet{config.model.depth}")(weights=None)
         dim = self.resnet.fc.in_features
         self.resnet.fc = nn.Identity()
-        self.fc = nn.Linear(dim, len(facts.labels[HEAD]))
+        self.fc = nn.Linear(dim, len(self.labels))
         nn.init.uniform_(self.fc.weight, -(dim**-0.5), dim**-0.5)
         nn.init.zeros_(self.fc.bias)
         self.register_buffer("scale", torch.tensor(IMAGENET)[:, :, None, None], persistent=False)  # (2, 3, 1, 1)
