@@ -107,6 +107,7 @@ class Facts:
     # head -> training clips of each class, where annotations hold the class's name under the head's, or, where a clip may
     # have several, their ids under its plural
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    num_clips: int = 0  # of the train split
     # class name -> the score from which on an answer is believed, as `Phase.calibrate` tells it of the trained module
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
@@ -122,6 +123,7 @@ class LoadReport:
     loaded: list[str]
     fresh: list[str]  # stayed at their initial values, as the phase declares
     dropped: list[str]  # in the source, not wanted by the phase
+    classes: list[str] = field(default_factory=list)  # a line for each class: whose weights its classifier has
 
     def __str__(self) -> str:
         """One line for logs."""
@@ -136,9 +138,10 @@ class LoadReport:
                 numbers = alike.setdefault((f"{word} {before}", after), [])
                 numbers += [int(number)] if number else []
         joined = {ends: ",".join(str(n) for n in sorted(numbers)) for ends, numbers in alike.items()}
-        return [
+        lines = [
             f"{start}{{{text}}}{end}" if "," in text else start + text + end for (start, end), text in joined.items()
         ]
+        return lines + self.classes
 
 
 @dataclass(frozen=True)

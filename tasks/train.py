@@ -80,7 +80,7 @@ def read_facts(family: str, dataset: str) -> Facts:
     stats = json.loads(path.read_text())
     labels = models.load(family).labels(train, manifest.read_classes(dataset))
     counts = {head: count_classes(train, head, names) for head, names in labels.items()}
-    return Facts(labels, stats["mel_mean"], stats["mel_std"], counts)
+    return Facts(labels, stats["mel_mean"], stats["mel_std"], counts, num_clips=len(train))
 
 
 def count_classes(clips: Sequence[Mapping[str, Any]], head: str, names: Sequence[str]) -> list[int]:

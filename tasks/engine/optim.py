@@ -1,15 +1,18 @@
-"""AdamW, its schedule, clipping and the moving average of weights."""
+"""The optimizers, their schedules, clipping and the moving average of weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.family import InputError, ParameterGroup
+
+Kind = Literal["adamw", "rmsprop", "sgd"]
 
 
 def rest_frozen_parts(module: nn.Module) -> None:
@@ -21,12 +24,46 @@ def rest_frozen_parts(module: nn.Module) -> None:
             part.eval()
 
 
-def build_optimizer(
-    module: nn.Module, lr: float, weight_decay: float, beta2: float, rules: Mapping[str, ParameterGroup]
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what is trained; decay on weights of two or more dimensions alone.
+class CenteredRMSProp(torch.optim.Optimizer):
+    """Paddle's RMSProp: the gradient over the root of its running variance, to which `eps` is added inside the root.
 
-    What begins with a prefix in `rules` is trained as they say. Each group has `factor`: its rate over `lr`.
+    PyTorch's own adds it outside. Weight decay is added to the gradient (L2): r and m are the running means of g² and of g,
+    each (1 - rho) of the new one, and w -= lr g / sqrt(r - m² + eps).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], rho: float, eps: float = 1e-6) -> None:
+        super().__init__(groups, {"rho": rho, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state |= {key: torch.zeros_like(parameter) for key in ("square", "mean")}
+                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                state["square"].lerp_(gradient.square(), 1 - group["rho"])
+                state["mean"].lerp_(gradient, 1 - group["rho"])
+                variance = (state["square"] - state["mean"].square()).clamp_(min=0)  # below it only by rounding
+                parameter.addcdiv_(gradient, variance.add_(group["eps"]).sqrt_(), value=-group["lr"])
+
+
+def build_optimizer(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    beta2: float,
+    rules: Mapping[str, ParameterGroup],
+    kind: Kind = "adamw",
+) -> torch.optim.Optimizer:
+    """The optimizer over what is trained; decay on weights of two or more dimensions alone.
+
+    adamw (Loshchilov & Hutter 2019) decays apart from the gradient; rmsprop, centred, whose rho is beta2, and sgd with a
+    momentum of 0.9 add the decay to it. What begins with a prefix in `rules` is trained as they say. Each group has
+    `factor`: its rate over `lr`.
     """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -39,6 +76,10 @@ def build_optimizer(
         rate = {"lr": lr * rule.lr, "factor": rule.lr}
         groups += [rate | {"params": decayed, "weight_decay": weight_decay}] if decayed else []
         groups += [rate | {"params": spared, "weight_decay": 0.0}] if spared else []
+    if kind == "rmsprop":
+        return CenteredRMSProp(groups, beta2)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)  # unfused: a call per tensor on a CPU
 
 
@@ -56,6 +97,11 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float)
     if step < warmup:
         return peak * (step + 1) / warmup
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def stepped_rate(step: int, falls: Sequence[int], gamma: float, warmup: int, peak: float) -> float:
+    """Rate of a step counted from 0: linear up to `peak` as above, times `gamma` from each of the steps `falls` on."""
+    return peak * min(1.0, (step + 1) / max(warmup, 1)) * gamma ** sum(fall <= step for fall in falls)
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:

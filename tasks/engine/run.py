@@ -30,12 +30,15 @@ class Training:
     epochs: int  # 0 = the weights it starts with, as they are
     batch_size: int
     micro_batch: int | None  # clips a process holds at once; None = its whole share of the batch
+    optimizer: optim.Kind
     lr: float
     min_lr: float
     weight_decay: float
-    beta2: float
+    beta2: float  # of the running mean of squared gradients, also rmsprop's
     warmup_epochs: float
     schedule_epochs: int | None  # the cosine reaches min_lr after so many; None = epochs
+    decay_epochs: list[float]  # after each of these the rate falls to decay_gamma of it; none = the cosine
+    decay_gamma: float
     clip_grad: float  # largest total norm; 0 = off
     ema_decay: float  # 0 = off
     amp: bool  # bf16 autocast
@@ -96,7 +99,7 @@ class Run:
     place: Place
     work: Path
     wrapper: nn.Module  # forward passes go through this
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     average: optim.MovingAverage | None
     micro_batch: int
     warmup: int  # steps
@@ -119,6 +122,9 @@ class Run:
     def rate(self, step: int) -> float:
         """The learning rate of a step counted from 0, before the factors of parameter groups."""
         settings = self.settings
+        if settings.decay_epochs:
+            falls = [round(epoch * self.steps_per_epoch) for epoch in settings.decay_epochs]
+            return optim.stepped_rate(step, falls, settings.decay_gamma, self.warmup, settings.lr)
         steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
         return optim.learning_rate(step, steps, self.warmup, settings.lr, settings.min_lr)
 
@@ -143,7 +149,12 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
         work=work,
         wrapper=wrapper,
         optimizer=optim.build_optimizer(
-            module, settings.lr, settings.weight_decay, settings.beta2, task.parameter_groups
+            module,
+            settings.lr,
+            settings.weight_decay,
+            settings.beta2,
+            task.parameter_groups,
+            settings.optimizer,
         ),
         average=optim.MovingAverage(task.state(), settings.ema_decay) if settings.ema_decay else None,
         micro_batch=min(settings.micro_batch or settings.batch_size, settings.batch_size // place.world),
@@ -164,6 +175,11 @@ def _check_sizes(task: Task, settings: Training, place: Place) -> None:
         raise InputError(
             f"params.yaml: schedule_epochs is {settings.schedule_epochs}; it must be null or at least epochs "
             f"({settings.epochs})"
+        )
+    if settings.decay_epochs and (settings.schedule_epochs is not None or min(settings.decay_epochs) <= 0):
+        raise InputError(
+            f"params.yaml: decay_epochs is {list(settings.decay_epochs)}; its epochs must be above 0, and schedule_epochs, "
+            "which lays a cosine, null"
         )
     if settings.batch_size % place.world:
         raise InputError(
