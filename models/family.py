@@ -86,6 +86,12 @@ class Facts:
     mel_std: float
     # head -> training clips of each class, where annotations hold the class's name under the head's
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    # class name -> the score from which on an answer is believed, as `Phase.calibrate` tells it of the trained module
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def believes(self, label: str, score: float) -> bool:
+        """Whether a person should see the answer: always, where no threshold is known."""
+        return score >= self.thresholds.get(label, 0.0)
 
 
 @dataclass(frozen=True)
