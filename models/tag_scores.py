@@ -43,11 +43,12 @@ def best_tags(scores: np.ndarray, k: int) -> np.ndarray:
 
 def _best_of_many(scores: np.ndarray, k: int) -> np.ndarray:
     """The same for k < C, without ranking what is not among them."""
-    found = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    found.sort(axis=1)
+    lowest = np.partition(scores, -k, axis=1)[:, -k, None]
+    chosen = scores >= lowest
+    torn = np.flatnonzero(np.count_nonzero(chosen, axis=1) != k)  # equal scores on both sides of the cut
+    chosen[torn] = np.arange(scores.shape[1]) < k  # whichever, for now
+    found = np.nonzero(chosen)[1].reshape(-1, k)
     values = np.take_along_axis(scores, found, axis=1)
-    lowest = values.min(axis=1, keepdims=True)
-    torn = np.flatnonzero((scores >= lowest).sum(axis=1) > k)  # equal scores on both sides of the cut
     found = np.take_along_axis(found, np.argsort(-values, axis=1, kind="stable"), axis=1)
     found[torn] = np.argsort(-scores[torn], axis=1, kind="stable")[:, :k]
     return found
