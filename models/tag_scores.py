@@ -63,7 +63,7 @@ def top_pairs(scores: np.ndarray, truth: np.ndarray, k: int) -> Pairs:
 
 def hits_at(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     """(N,) bool: is one of the k best classes right? Hit@1 is the mean for k = 1."""
-    return np.take_along_axis(truth, best_tags(scores, k), axis=1).any(axis=1)
+    return np.take_along_axis(truth, best_tags(scores, k), axis=1).sum(axis=1) > 0
 
 
 def equal_recall_precision(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,8 @@ class TagMetrics:
 class Answers:
     """The tagger's answers for the test split."""
 
-    clips: Sequence[ClipInfo]
-    labels: Sequence[str]
+    clips: list[ClipInfo]
+    labels: list[str]
     truth: np.ndarray  # (N, C) bool
     scores: np.ndarray  # (N, C) float64 in [0, 1]
     cuts: np.ndarray  # (C,) scores from which on a tag is believed
