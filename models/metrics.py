@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
+from models import tag_scores
 from models.family import Batch
 
 FULL_NAMES = {
@@ -26,6 +26,11 @@ FULL_NAMES = {
     "map_average": "Average mAP, tIoU 0.3 to 0.7",
     **{f"map_{k}0": f"mAP at tIoU 0.{k}" for k in range(3, 8)},
     **{f"recall_at_{k}x": f"Recall@{k}x at tIoU 0.5" for k in (1, 5)},
+    "gap": "GAP",
+    "gap_20": "GAP@20",
+    "hit_at_1": "Hit@1",
+    "perr": "PERR",
+    "micro_f1": "Micro-F1",
     "ece": "Calibration error (ECE)",
     "r1": "R@1",
     "r1_v2a": "R@1, video to audio",
@@ -162,7 +167,7 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.
 def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per class of (..., C, C) or summarised counts from `confusion`; 0 where nothing was predicted or present."""
     hits, support, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
-    return hits / np.maximum(predicted, 1), hits / np.maximum(support, 1), 2 * hits / np.maximum(support + predicted, 1)
+    return tag_scores.precision_recall_f1(hits, predicted, support)
 
 
 def balanced_accuracy(counts: np.ndarray) -> float:
@@ -183,18 +188,12 @@ def weighted_f1(counts: np.ndarray) -> float:
 
 def average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(C,) one-vs-rest average precision of (N, C) scores; NaN for classes absent from the truth."""
-    present = np.isin(np.arange(scores.shape[1]), truth)
-    return np.array(
-        [average_precision_score(truth == c, scores[:, c]) if here else np.nan for c, here in enumerate(present)]
-    )
+    return tag_scores.average_precisions(scores, np.eye(scores.shape[1], dtype=bool)[truth])
 
 
-def calibration_error(probabilities: np.ndarray, truth: np.ndarray, num_bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| of equal-width bins, weighted by clips."""
-    confidence, hit = probabilities.max(1), probabilities.argmax(1) == truth
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=hit - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(truth))
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Expected calibration error of the most probable class."""
+    return tag_scores.calibration_error(probabilities.max(1), probabilities.argmax(1) == truth)
 
 
 def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -265,15 +264,8 @@ def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 def weighted_macro_f1(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> Callable[[np.ndarray], np.ndarray]:
     """Macro-F1 over the classes drawn, as a statistic for `bootstrap`."""
-    eye = np.eye(num_classes)
-    is_truth, is_predicted = eye[truth], eye[predicted]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        hits, support = weights @ (is_truth * is_predicted), weights @ is_truth
-        scores = 2 * hits / np.maximum(support + weights @ is_predicted, 1)
-        return np.where(support > 0, scores, 0).sum(1) / (support > 0).sum(1)
-
-    return statistic
+    eye = np.eye(num_classes, dtype=bool)
+    return tag_scores.weighted_macro_f1(eye[truth], eye[predicted])
 
 
 def shapley(both: float, audio: float, video: float, neither: float) -> dict[str, float]:

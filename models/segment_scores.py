@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.segments import Segments, best_first, by_key, overlap, rank_in, sorted_within
+from models.tag_scores import best_cut
 
 CHUNK = 1 << 15  # pairs compared at once
 # A false positive is judged by the true segment of any class that it overlaps most (DETAD, Alwassel et al. 2018).
@@ -213,20 +214,9 @@ def best_thresholds(matched: Matched, t: int) -> np.ndarray:
     order = np.argsort(-matched.found.score, kind="stable")
     known = order[np.isin(matched.found.label[order], matched.present)]
     total = matched.counts.sum(0)
-    chosen = np.full(len(total), _best_cut(matched.found.score[known], matched.right[t][known], total.sum()))
+    chosen = np.full(len(total), best_cut(matched.found.score[known], matched.right[t][known], total.sum()))
     for label in matched.present:
         own = matched.of_class(label)
-        cut = _best_cut(matched.found.score[own], matched.right[t][own], total[label])
+        cut = best_cut(matched.found.score[own], matched.right[t][own], total[label])
         chosen[label] = chosen[label] if np.isnan(cut) else cut
     return chosen
-
-
-def _best_cut(score: np.ndarray, right: np.ndarray, num_truth: int) -> float:
-    """The score, halfway between two detections, above which F1 is best; NaN where nothing is right. The best first."""
-    hits = right.cumsum()
-    if not right.any():
-        return float("nan")
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + num_truth)
-    below = np.append(score[1:], 0)
-    cut = int(np.where(score > below, f1, -1).argmax())
-    return float((score[cut] + below[cut]) / 2)

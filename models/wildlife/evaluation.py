@@ -82,19 +82,8 @@ def mean_macro_f1(table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
         if len(known):
             predicted = table[f"{head}_prediction"].astype(str).to_numpy(dtype=object)
             names, codes = np.unique(np.concatenate([truth[known], predicted[known]]), return_inverse=True)
-            parts.append((known, _macro_f1(codes[: len(known)], codes[len(known) :], len(names))))
+            parts.append((known, metrics.weighted_macro_f1(codes[: len(known)], codes[len(known) :], len(names))))
     return lambda weights: np.mean([statistic(weights[:, known]) for known, statistic in parts], axis=0)
-
-
-def _macro_f1(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> Callable[[np.ndarray], np.ndarray]:
-    """metrics.weighted_macro_f1, NaN without a warning for a draw in which no clip is annotated."""
-    inner = metrics.weighted_macro_f1(truth, predicted, num_classes)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return inner(weights)
-
-    return statistic
 
 
 def read_head(run: Evaluation, name: str, clips: Sequence[ClipInfo]) -> Head:
@@ -171,7 +160,7 @@ def intervals(run: Evaluation, heads: Sequence[Head], told: Sequence[Head]) -> d
     for head in told:
         known = np.flatnonzero(head.known)
         best, truth = head.rows[""].argmax(1)[known], head.truth[known]
-        statistics[f"{head.name}_macro_f1"] = known, _macro_f1(truth, best, len(head.labels))
+        statistics[f"{head.name}_macro_f1"] = known, metrics.weighted_macro_f1(truth, best, len(head.labels))
         statistics[f"{head.name}_top1"] = known, metrics.weighted_mean(best == truth)
     both = np.flatnonzero(np.all([head.known for head in heads], axis=0))
     if len(both):
