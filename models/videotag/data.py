@@ -137,9 +137,9 @@ def resized_shape(height: int, width: int, short: int, resize: str) -> tuple[int
 
 def prepare(config: TsnConfig, frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (S, S, 3) uint8: resized as config.resize says, the middle cut out."""
-    size = config.target_size
-    height, width = resized_shape(*frame.shape[:2], config.short_size, config.resize)
-    if (height, width) != frame.shape[:2]:
+    size, shape = config.target_size, (frame.shape[0], frame.shape[1])
+    height, width = resized_shape(*shape, config.short_size, config.resize)
+    if (height, width) != shape:
         frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
     top, left = (round((side - size) / 2) for side in (height, width))  # to even where it is halfway, as the original
     return frame[top : top + size, left : left + size]

@@ -107,7 +107,15 @@ class PeepholeLSTM(nn.Module):
 
 
 class Direction(nn.Module):
-    """One direction of PyTorch's LSTM: its kernels and its names of weights, where a compiler refuses nn.LSTM itself."""
+    """One direction of PyTorch's LSTM: its kernels and its names of weights, where a compiler refuses nn.LSTM itself.
+
+    It counts in float32, whatever is around it.
+    """
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
@@ -115,8 +123,11 @@ class Direction(nn.Module):
         for name, weight in blank.named_parameters():
             self.register_parameter(name, weight)
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, H)."""
+        x = x.float()
         weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         start = x.new_zeros(1, len(x), self.weight_hh_l0.shape[1])
         return torch.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_a_clip_for_tsn() -> None:
     assert 10 < sum(turned) < 30
     crop = data.tsn_transform(replace(config, min_area=0.3), FACTS, True)(sample(frames=frames))["frames"]
     assert crop.shape == still["frames"].shape and not torch.equal(crop, still["frames"])
+    seeds = [np.random.default_rng(i) for i in range(20)]
+    both = [
+        [
+            data.tsn_transform(replace(config, min_area=0.3, flip=flip), FACTS, True)(
+                sample(frames=frames, rng=copy.deepcopy(rng))
+            )["frames"]
+            for flip in (False, True)
+        ]
+        for rng in seeds
+    ]
+    turned = [torch.equal(second, first.flip(-1)) for first, second in both]
+    assert 3 < sum(turned) < 17
+    assert all(turn or torch.equal(*pair) for turn, pair in zip(turned, both, strict=True))
     with pytest.raises(InputError, match="clip a has 2 tags; loss softmax"):
         data.tsn_transform(replace(config, loss="softmax"), FACTS, False)(sample(frames=frames))
     with pytest.raises(InputError, match="clip a has no picture"):

@@ -71,6 +71,17 @@ def test_a_padded_batch_is_each_clip_alone(kind: str) -> None:
             torch.testing.assert_close(module(cut)["logits"][0], together["logits"][i])
 
 
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_bf16_is_near(kind: str) -> None:
+    module, given = perturbed(model.Tagger(config(kind, segment_frames=0), FACTS)), batch()
+    exact = module(given)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        near = module(given)["loss"]
+    near.backward()
+    torch.testing.assert_close(near, exact, rtol=0.03, atol=0.03)
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
+
+
 def scalar_lstm(module: pooling.PeepholeLSTM, rows: Tensor, way: int) -> Tensor:
     """(T, D) -> (T, H) of one direction, number by number."""
     size, weights = module.size, module.project.weight.chunk(2)[way].tolist()
