@@ -281,7 +281,7 @@ def open_windows(table: pd.DataFrame, frames: Any, training: bool) -> WindowData
     """Windows of 768 frames, as the presets have them, up to where a frame is cropped."""
     phase = FAMILY.phases["finetune"]
     spec = phase.clip(replace(phase.tiny, model=replace(phase.tiny.model, window=768)))
-    return WindowDataset(table, frames, spec, lambda sample: {"frames": torch.from_numpy(sample.frames)}, 0, training)
+    return WindowDataset(table, frames, spec, lambda sample: {"frames": torch.as_tensor(sample.frames)}, 0, training)
 
 
 def benchmark_decoding() -> None:
