@@ -1,35 +1,57 @@
 """What temporal action detection costs besides its network.
 
-    python benchmarks/tad.py [--predictions 400000] [--videos 200]
+    python benchmarks/tad.py [detections | decoding] [--predictions 400000] [--videos 200]
 
-Soft-NMS and mean average precision over IoU thresholds 0.3 to 0.7 of random detections of 20 classes, each against a
+detections: soft-NMS and mean average precision over IoU thresholds 0.3 to 0.7 of random detections of 20 classes, each against a
 straightforward loop over detections, to which its results must be equal to 1e-9: the nested loops that compiled versions of
 soft-NMS consist of, in Python; for the evaluation a loop over pandas rows, as ActivityNet's toolkit has it. The second peer
-of each loops over plain NumPy arrays instead. All use one thread and are timed by CPU seconds, which other programs on the
-machine change little; peers run once, which takes minutes, ours is the median of five runs.
+of each loops over plain NumPy arrays instead. Peers run once, which takes minutes, ours is the median of five runs.
+
+decoding: the frames of all windows of an epoch, of MP4s of two minutes (320 x 180 pixels, 30 frames/s): from stores, for which
+each video is decoded once at the size and stride of the windows, against a reader that for each window opens its MP4, goes to
+the keyframe before it, decodes up to its end and scales every fourth frame. What becomes of the frames then costs either the
+same and is not timed.
+
+Everything is timed by CPU seconds, which other programs on the machine change little.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import av
+import imageio_ffmpeg
 import numpy as np
 import pandas as pd
+import torch
 
 from models import segment_scores, segments
+from models.adatad import FAMILY
 from models.segments import Segments
+from tasks import quarantine, stores
+from tasks.data import video
+from tasks.data.frame_store import FrameStore
+from tasks.data.windows import WindowDataset
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CLASSES, SECONDS, TRUE = 20, 200.0, 3325  # of THUMOS-14's test videos: classes, mean length, true segments
 SIGMA, MIN_SCORE = 0.7, 0.001
 REPEATS, EQUAL = 5, 1e-9
+NUM_VIDEOS, LENGTH, FPS, EVERY, SHORT_SIDE = 4, 120, 30, 4, 182  # of videos that are decoded: number, seconds; windows
+STORES = stores.Stores(0, EVERY, SHORT_SIDE, 90, 16000, "pcm16", 1, 1, "processes", 0.0)
+ALIKE = 4.0  # levels out of 255 by which JPEGs may differ from their pictures on average
 
 
 def build_detections(num: int, num_videos: int) -> tuple[Segments, Segments]:
@@ -199,13 +221,96 @@ def dropped(scores: np.ndarray) -> np.ndarray:
     return scores[scores > 0]
 
 
-def main() -> None:
-    """Time both parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predictions", type=int, default=400_000)
-    parser.add_argument("--videos", type=int, default=200)
-    given = parser.parse_args()
-    num, videos = given.predictions, given.videos
+# --- decoding ------------------------------------------------------------------------------------------------------------
+
+
+def make_videos(folder: Path) -> pd.DataFrame:
+    """An MP4 of a moving pattern with some grain, copies of it, and their manifest."""
+    rows = []
+    picture = f"testsrc2=size=320x180:rate={FPS}:duration={LENGTH},noise=alls=8:allf=t"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", picture]
+    subprocess.run([*command, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(folder / "0.mp4")], check=True)
+    annotation = json.dumps({"segments": [(start, start + 5.0, "action") for start in range(5, LENGTH - 5, 10)]})
+    for number in range(NUM_VIDEOS):
+        path = folder / f"{number}.mp4"
+        path.write_bytes((folder / "0.mp4").read_bytes())
+        rows.append({"id": path.stem, "path": path.name, "split": "train", "annotation": annotation})
+        rows[-1] |= vars(video.probe(path))
+    return pd.DataFrame(rows)
+
+
+def write_stores(table: pd.DataFrame, folder: Path) -> FrameStore:
+    """What the stage `stores` makes of them."""
+    rows = stores.build_shard(folder, table.to_dict("records"), 0, STORES, folder)  # pyright: ignore[reportArgumentType]
+    columns = [*quarantine.COLUMNS, *stores.KINDS, *stores.STEP, "mel"]
+    stores.finish(table, pd.DataFrame(rows, columns=columns), folder / "stores")
+    return FrameStore(folder / "stores")
+
+
+class Files:
+    """The peer: gives frames as the store does, straight from the MP4s."""
+
+    def __init__(self, table: pd.DataFrame, folder: Path) -> None:
+        self.folder, self.frames = folder, dict(zip(table["id"], table["frames"], strict=True))
+
+    def num_frames(self, name: str) -> int:
+        """Every fourth counts."""
+        return -(-self.frames[name] // EVERY)
+
+    def step(self, name: str) -> float:
+        """Seconds from one to the next."""
+        return EVERY / FPS
+
+    def decode(self, name: str, columns: Sequence[int]) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB."""
+        images = []
+        with av.open(self.folder / f"{name}.mp4") as container:
+            stream = container.streams.video[0]
+            assert stream.time_base is not None
+            container.seek(round(columns[0] * EVERY / FPS / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                number = round(float((frame.pts or 0) * stream.time_base) * FPS)
+                if number >= columns[0] * EVERY and number % EVERY == 0:
+                    images.append(video.scale(frame, SHORT_SIDE))
+                if number >= columns[-1] * EVERY:
+                    break
+        return np.stack(images)
+
+
+def open_windows(table: pd.DataFrame, frames: Any, training: bool) -> WindowDataset:
+    """Windows of 768 frames, as the presets have them, up to where a frame is cropped."""
+    phase = FAMILY.phases["finetune"]
+    spec = phase.clip(replace(phase.tiny, model=replace(phase.tiny.model, window=768)))
+    return WindowDataset(table, frames, spec, lambda sample: {"frames": torch.from_numpy(sample.frames)}, 0, training)
+
+
+def benchmark_decoding() -> None:
+    """Print CPU seconds of an epoch as a table in Markdown."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = make_videos(folder)
+        (writing, store), files = timed(partial(write_stores, table, folder), 1), Files(table, folder)
+        print(f"\n{NUM_VIDEOS} videos of {LENGTH} s; stores are written in {writing:.1f} CPU s\n")
+        print("| epoch | windows | from stores, first | later | from MP4s | ratio, first | ratio, later |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for title, training in (("evaluation", False), ("training", True)):
+            ours, theirs = (open_windows(table, frames, training) for frames in (store, files))
+            (later, mine), (peer, expected) = timed(partial(deliver, ours), 3), timed(partial(deliver, theirs), 1)
+            times = [writing + later, later, peer]
+            cells = [title, str(len(ours)), *(f"{value:.2f} s" for value in times)]
+            cells += [f"{peer / (writing + later):.1f}", f"{peer / later:.1f}"]
+            apart = np.abs(mine.astype(np.float32) - expected).mean()
+            verdict = "" if apart < ALIKE else f" NOT THE SAME FRAMES: {apart:.1f} levels apart"
+            print("| " + " | ".join(cells) + " |" + verdict, flush=True)
+
+
+def deliver(windows: WindowDataset) -> np.ndarray:
+    """An epoch's windows one after another; some pixels of all their frames."""
+    return np.stack([windows[0, row]["frames"][:, ::8, ::8].numpy().copy() for row in range(len(windows))])
+
+
+def benchmark_detections(num: int, videos: int) -> None:
+    """Time soft-NMS and evaluation."""
     found, truth = build_detections(num, videos)
     print(f"{num:,} detections of {videos} videos, {os.cpu_count()} CPU cores, NumPy {np.__version__}")
     print(f"{'detections per CPU second':<48}{'ours':>12}{'peer':>12}{'ratio':>8}   goal")
@@ -214,6 +319,19 @@ def main() -> None:
     ours = partial(map_ours, found, truth, videos)
     compare("average mAP, a loop over pandas rows", num, ours, lambda: map_pandas(found, truth), 50)
     compare("average mAP, a loop over NumPy rows", num, ours, lambda: map_rowwise(found, truth))
+
+
+def main() -> None:
+    """Time one part, or both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["detections", "decoding"], help="both unless told")
+    parser.add_argument("--predictions", type=int, default=400_000)
+    parser.add_argument("--videos", type=int, default=200)
+    given = parser.parse_args()
+    if given.part != "decoding":
+        benchmark_detections(given.predictions, given.videos)
+    if given.part != "detections":
+        benchmark_decoding()
 
 
 if __name__ == "__main__":

@@ -107,6 +107,12 @@ class Facts:
     # head -> training clips of each class, where annotations hold the class's name under the head's, or, where a clip may
     # have several, their ids under its plural
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    # class name -> the score from which on an answer is believed, as `Phase.calibrate` tells it of the trained module
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def believes(self, label: str, score: float) -> bool:
+        """Whether a person should see the answer: always, where no threshold is known."""
+        return score >= self.thresholds.get(label, 0.0)
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,13 @@ class Phase:
     merge: Callable[[Any, Batch], Batch] | None = None
     # present(predictions, facts) -> one JSON-able answer a clip: what a person wants to read
     present: Callable[[Batch, Facts], list[dict[str, Any]]] | None = None
+    # calibrate(config, facts, the best weights' predictions for the val split as `Evaluation.predict` gives them, its clips)
+    # -> Facts.thresholds, which travel with the weights. Of what `present` lists, {"label", "score", …} below them is not
+    # shown to people.
+    calibrate: Callable[[Any, Facts, Mapping[str, np.ndarray], Sequence[ClipInfo]], dict[str, float]] | None = None
+    # export(answers of `present` by clip name, facts) -> name of a file -> its text, or a table to draw as PNG: what else a
+    # person takes away, whatever was shown. For phases with windows an answer has the clip's `duration` in seconds, too.
+    export: Callable[[Mapping[str, Mapping[str, Any]], Facts], Mapping[str, str | Table]] | None = None
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
     # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
@@ -194,6 +207,9 @@ class Phase:
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
     pretrained: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
     load_pretrained: Callable[[nn.Module, str, Mapping[str, Tensor]], LoadReport] | None = None
+    # Bundles and checkpoints leave out frozen parameters that were never trained: these are made again, from the seed and
+    # from `pretrained`, and must be the same to the byte. False = they hold everything.
+    slim: bool = False
     # fallback(config, slot) -> the config to train with instead where a slot's weights are not on this machine and the
     # hub cannot be reached; None = that ends the run. The bundle keeps the config that was trained.
     fallback: Callable[[Any, str], Any | None] = field(default=lambda config, slot: None)
@@ -248,7 +264,8 @@ class Table:
     frame: pd.DataFrame
     note: str = ""
     # timeline: a row is a segment, in columns clip, duration (of the clip), kind (truth | found), label, start, end, score;
-    # seconds. The clips are drawn in the order in which they come.
+    # seconds. The clips are drawn in the order in which they come. One without a segment
+    # has a row of kind "nothing" with no label.
     plot: Literal["", "confusion", "bars", "lines", "timeline"] = ""
 
 

@@ -66,17 +66,6 @@ def frozen_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_trained(module: nn.Module, state: Mapping[str, Tensor], digest: str) -> LoadReport:
-    """Load what `trained_state` gave into a module whose frozen parameters are those of `digest`; InputError for others."""
-    found = frozen_digest(module)
-    if found != digest:
-        raise InputError(
-            f"trained on other frozen weights (SHA-256 {digest[:12]}) than these ({found[:12]}); name the checkpoint it was "
-            "trained on"
-        )
-    return load_matching(module, state, tuple(frozen_state(module)))
-
-
 # --- int8 ----------------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,7 @@ def write_int8(source: Path, folder: Path) -> None:
     """The bundle at `source` with int8 weights: one that loads, answers and registers like any other."""
     trained = bundle.load(source)
     meta = {**trained.meta, "quantised_from": storage.file_digest(trained.path)}
+    meta.pop("base", None)  # in 8 bits it is another, which the file holds
     history: list[dict[str, Any]] = pd.read_csv(source / bundle.HISTORY).to_dict("records")  # pyright: ignore
     bundle.save(folder, quantise(trained.module()), meta, history)
 

@@ -202,7 +202,7 @@ def speed_table(first: Side, second: Side) -> Table:
     sides = (first, second)
     frame = pd.DataFrame({"": ["parameters", "bytes of weights"]})
     for side in sides:
-        numel = sum(tensor.numel() for tensor in side.bundle.state.values())
+        numel = sum(tensor.numel() for tensor in side.bundle.whole().values())
         frame[side.name] = [f"{numel:,}", f"{side.bundle.path.stat().st_size:,}"]
     clips = timed_clips(str(second.bundle.meta["dataset"]))
     if not clips:

@@ -1,6 +1,8 @@
-"""Ask a trained model about raw files: `python -m tasks.predict FAMILY CLIP … [--model M] [--top N] [--json FILE]`.
+"""Ask a trained model about raw files: `python -m tasks.predict FAMILY CLIP … [--model M] [--top N] [--json FILE] [--out DIR]`.
 
-M is a bundle's folder (artifacts/t3av/finetune by default) or a registered version (models:/duet-t3av@champion).
+M is a bundle's folder (artifacts/t3av/finetune by default) or a registered version (models:/duet-t3av@champion). DIR gets
+what the family makes of its answers, such as subtitles. What is shown are answers that reach the threshold of their class,
+which the bundle has from its validation clips, or --min-score.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import models
-from models.family import Batch, InputError, Sample, Window
+from models.family import Batch, InputError, Sample, Table, Window
 from tasks import bundle, command, params, storage, tracking
 from tasks.command import say
 from tasks.data import audio, clip_files, feature_files, prepared
@@ -81,8 +83,8 @@ class Predictor:
             raise InputError(
                 f"{trained.family} {trained.phase} has no answers for people; name the bundle of a later phase"
             )
-        self.facts, self.present, self.spec = trained.facts, phase.present, phase.clip(trained.config)
-        self.config, self.merge = trained.config, phase.merge
+        self.facts, self.phase, self.spec = trained.facts, phase, phase.clip(trained.config)
+        self.config, self.present, self.merge = trained.config, phase.present, phase.merge
         self.transform = phase.transform(trained.config, trained.facts, False)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = trained.module().to(self.device)
@@ -96,14 +98,39 @@ class Predictor:
         self.preparation = params.typed(Preparation, stores, "stores")
 
     def predict(self, clips: Sequence[Path | bytes], top: int = 5) -> list[dict[str, Any]]:
-        """One answer a clip, in order; lists within are cut to `top`. A clip that cannot be read has but an "error"."""
+        """`answers` as people see them: lists within without what is not believed, and cut to `top`."""
         if top < 1:
             raise InputError(f"top is {top}; ask for 1 answer or more")
+        return [self.shown(answer, top) for answer in self.answers(clips)]
+
+    def answers(self, clips: Sequence[Path | bytes]) -> list[dict[str, Any]]:
+        """One answer a clip, in order and in full. A clip that cannot be read has but an "error"."""
         answers: list[dict[str, Any]] = []
         for start in range(0, len(clips), BATCH):
             group = clips[start : start + BATCH]
             answers += [self._video(clip) for clip in group] if self.spec.window else self._clips(group)
-        return [{key: _cut(value, top) for key, value in answer.items()} for answer in answers]
+        return answers
+
+    def shown(self, answer: Mapping[str, Any], top: int) -> dict[str, Any]:
+        """Of the lists of an answer the first `top` items that are believed."""
+
+        def is_believed(item: Any) -> bool:
+            told = isinstance(item, Mapping) and item.keys() >= {"label", "score"}
+            return not told or self.facts.believes(item["label"], item["score"])
+
+        return {
+            key: list(islice(filter(is_believed, value), top)) if isinstance(value, list) else value
+            for key, value in answer.items()
+        }
+
+    def believe_from(self, score: float) -> None:
+        """Show every answer from this score in [0, 1] on, whatever its class; InputError for a phase that tells no scores."""
+        if self.phase.calibrate is None:
+            raise InputError("--min-score: the answers of this model are not chosen by their score; leave it out")
+        if not 0 <= score <= 1:
+            raise InputError(f"--min-score is {score}; scores go from 0 to 1")
+        names = [name for names in self.facts.labels.values() for name in names]
+        self.facts = dataclasses.replace(self.facts, thresholds=dict.fromkeys(names, score))
 
     def _clips(self, clips: Sequence[Path | bytes]) -> list[dict[str, Any]]:
         """Answers for clips that are taken whole."""
@@ -114,7 +141,9 @@ class Predictor:
     def _video(self, clip: Path | bytes) -> dict[str, Any]:
         """The answer for a video of any length, from all its windows."""
         stored = self._stored(clip)
-        return {"error": stored} if isinstance(stored, str) else self._answer(self._windows(clip, stored))[0]
+        if isinstance(stored, str):
+            return {"error": stored}
+        return {"duration": stored.duration, **self._answer(self._windows(clip, stored))[0]}
 
     def _answer(self, samples: Iterable[Sample]) -> list[dict[str, Any]]:
         """One answer a clip."""
@@ -199,10 +228,6 @@ def _name(clip: Path | bytes) -> str:
     return "bytes" if isinstance(clip, bytes) else clip.stem
 
 
-def _cut(value: Any, top: int) -> Any:
-    return value[:top] if isinstance(value, list) else value
-
-
 def load_predictor(family: str, model: str) -> Predictor:
     """From a bundle's folder or a models:/ address; InputError when it is of another family."""
     folder = tracking.download_bundle(model) if model.startswith("models:/") else Path(model)
@@ -231,20 +256,34 @@ def table(answers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def readable(answer: Mapping[str, Any]) -> str:
-    """An answer in one line: `label dog barking, score 0.93, top: dog barking 0.93; cat meowing 0.03`."""
-    return ", ".join(f"{key}{':' if isinstance(value, list) else ''} {_words(value)}" for key, value in answer.items())
+    """An answer in one line: `label dog barking, score 0.93, top: dog barking 0.93; cat meowing 0.03`.
+
+    Times have minutes: `duration 1:14.0, segments: 0:12.4-0:15.0 jump 0.93; 1:02.7-1:09.3 run 0.81`.
+    """
+    words = {key: _clock(value) if key == "duration" else _words(value) for key, value in answer.items()}
+    return ", ".join(f"{key}{':' if isinstance(answer[key], list) else ''} {text}" for key, text in words.items())
 
 
 def _words(value: Any) -> str:
     match value:
         case float():
             return f"{value:.3g}"
+        case []:
+            return "none"
         case list():
             is_nested = any(isinstance(item, (list, dict)) for item in value)
             return ("; " if is_nested else " ").join(map(_words, value))
+        case {"segment": [start, end], **rest}:
+            return f"{_clock(start)}-{_clock(end)} {_words(rest)}"
         case Mapping():
             return " ".join(map(_words, value.values()))
     return str(value)
+
+
+def _clock(seconds: float) -> str:
+    """m:ss.s"""
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}"
 
 
 def _batches(files: list[Path]) -> Iterator[list[Path]]:
@@ -252,27 +291,78 @@ def _batches(files: list[Path]) -> Iterator[list[Path]]:
         yield files[start : start + BATCH]
 
 
-def main() -> None:
-    """Print one line a clip; exit 1 when any could not be read."""
+# --- files -----------------------------------------------------------------------------------------------------------------
+
+
+def check_names(files: Sequence[Path], out: Path) -> None:
+    """InputError for videos whose files in `out` would be the same, or not in it."""
+    owners: dict[str, Path] = {}
+    for file in files:
+        other = owners.setdefault(file.stem, file)
+        if other is not file:
+            raise InputError(f"--out: {other} and {file} would write the same files; rename one, or run once for each")
+        storage.inside(out, file.stem, str(file))
+
+
+def write_files(files: Mapping[str, str | Table], out: Path) -> None:
+    """Write texts as they are, tables as pictures, each atomically; InputError for a name that leads out of the folder."""
+    from tasks import report  # Matplotlib takes a second to import
+
+    for name, content in tqdm(files.items(), desc="files", unit="file", leave=False):
+        with storage.atomic_file(storage.inside(out, name, "the answers' files")) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else report.draw(content))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.predict", description="What a trained model says of raw clips."
     )
     parser.add_argument("family", choices=models.names())
     parser.add_argument("clips", nargs="+", type=Path, help="video files, or folders of them")
     parser.add_argument("--model", help="bundle folder or models:/ address; the family's final phase in artifacts/")
-    parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most")
+    parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most, printed and with --json")
+    parser.add_argument("--min-score", type=float, help="show answers from this score on, not from their class's own")
     parser.add_argument("--json", type=Path, help="write the answers to this file too")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, help="write what the family has for people, such as subtitles, to this folder"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print one line a clip; exit 1 when any could not be read."""
+    given = read_arguments()
     final = models.load(given.family).final
     predictor = load_predictor(given.family, given.model or str(storage.ARTIFACTS / given.family / final))
+    if given.top < 1:
+        raise InputError(f"--top is {given.top}; ask for 1 answer or more")
+    if given.min_score is not None:
+        predictor.believe_from(given.min_score)
+    clips, export = media_files(given.clips, predictor.suffixes), predictor.phase.export
+    if given.out:
+        if export is None:
+            raise InputError(f"--out: {given.family} makes no files of its answers; use --json")
+        check_names(clips, given.out)
     answers: list[dict[str, Any]] = []
-    for files in _batches(media_files(given.clips, predictor.suffixes)):
-        for file, answer in zip(files, predictor.predict(files, given.top), strict=True):
-            answers.append({"clip": str(file), **answer})
-            say(f"{file}: {readable(answer)}")
+    whole: dict[str, dict[str, Any]] = {}
+    for files in _batches(clips):
+        for file, answer in zip(files, predictor.answers(files), strict=True):
+            shown = predictor.shown(answer, given.top)
+            answers.append({"clip": str(file), **shown})
+            say(f"{file}: {readable(shown)}")
+            if "error" not in answer:
+                whole[file.stem] = answer
     if given.json:
         with storage.atomic_file(given.json) as temporary:
             temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+    if given.out and export:
+        made = export(whole, predictor.facts)
+        write_files(made, given.out)
+        say(f"{len(made)} files in {given.out}")
     if failed := sum("error" in answer for answer in answers):
         print(f"error: {failed} of {len(answers)} clips could not be read", file=sys.stderr)
         sys.exit(1)

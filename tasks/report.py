@@ -52,10 +52,11 @@ HOT, STRENGTH = COLORS[5], 0.7  # how relevance is laid over pictures and sounds
 def write(scored: Scored, results: Results, folder: Path) -> None:
     """Write report.html and plots/*.png into `folder`."""
     pictures = {name: draw(table) for name, table in results.tables.items() if table.plot}
-    pictures |= {f"training_{name}": curves(name, scored.folders[name]) for name in scored.trained}
+    metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
+    learned = [name for name, meta in metas.items() if meta["epoch"]]  # not weights that were taken as they came
+    pictures |= {f"training_{name}": curves(name, scored.folders[name]) for name in learned}
     for name, png in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(png)
-    metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
     page = (
         templates()
         .get_template("report.html")
@@ -68,7 +69,7 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
                 for name, table in results.tables.items()
                 if name != "predictions"
             ],
-            curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
+            curves=[(name, data_uri(pictures[f"training_{name}"])) for name in learned],
             examples=gallery(results.examples, storage.DATA / scored.dataset / "stores", scored.clip.audio_seconds),
             explained=any(example.video_relevance is not None for example in results.examples),
             provenance=provenance(scored, metas),

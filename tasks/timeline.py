@@ -16,6 +16,7 @@ PALEST = 0.25  # opacity of a detection of score 0
 LONG = 120  # seconds from which on time is told in minutes
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds between ticks
 MAX_TICKS = 12
+NOTHING = "nothing"  # kind of the row of a clip without a segment
 
 
 def draw(figure: Figure, frame: pd.DataFrame) -> None:
@@ -29,13 +30,14 @@ def draw(figure: Figure, frame: pd.DataFrame) -> None:
     for axes, own in zip(panels, clips, strict=True):
         _panel(axes, own, {kind: face for kind, face in (("truth", INK), ("found", color)) if kind in kinds})
     handles = {"truth": Patch(color=INK, label="truth"), "found": Patch(color=color, label="found (paler: less sure)")}
-    figure.legend(handles=[handles[kind] for kind in kinds], loc="outside upper right", ncols=2)
+    if kinds:
+        figure.legend(handles=[handles[kind] for kind in kinds], loc="outside upper right", ncols=2)
 
 
 def _panel(axes: Axes, own: pd.DataFrame, faces_of: dict[str, str]) -> None:
     names, line = np.unique(own["label"].astype(str), return_inverse=True)
     duration = float(own["duration"].iloc[0])
-    height = 0.8 / len(faces_of)
+    height = 0.8 / max(len(faces_of), 1)
     for lane, (kind, face) in enumerate(faces_of.items()):
         rows = (own["kind"] == kind).to_numpy()
         start, length = own["start"].to_numpy()[rows], (own["end"] - own["start"]).to_numpy()[rows]
@@ -44,6 +46,8 @@ def _panel(axes: Axes, own: pd.DataFrame, faces_of: dict[str, str]) -> None:
         faces[:, 3] = 1 if kind == "truth" else PALEST + (1 - PALEST) * own["score"].to_numpy()[rows]
         top = line[rows] - 0.4 + lane * height
         axes.barh(top, length, 0.9 * height, start, align="edge", color=faces, edgecolor="white", linewidth=0.8)
+    if (own["kind"] == NOTHING).all():
+        axes.text(duration / 2, 0, "nothing found", ha="center", va="center", color=INK)
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set(xlim=(0, duration), ylim=(len(names) - 0.5, -0.5))
     axes.hlines(np.arange(len(names) - 1) + 0.5, 0, duration, colors=LINE, linewidth=0.8)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import models
 from models.family import Batch, Facts, InputError, Phase, Sample, UnreachableError
+from models.weights import frozen_digest, frozen_state
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
@@ -34,6 +35,7 @@ from tasks.data.frame_store import INDEX
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
 from tasks.engine.distributed import Place
+from tasks.engine.predictions import predictions
 from tasks.engine.run import NOT_IN_RESULT, Fitted, Task, Training, seed
 
 
@@ -152,24 +154,35 @@ def start(job: Job) -> tuple[Job, nn.Module, dict[str, Any], list[str]]:
         report = earlier.load_into(module, job.phase.fresh)
         digest = storage.file_digest(earlier.path)
         origin = {"started_from": {"phase": earlier.phase, "sha256": digest}, "pretrained": earlier.meta["pretrained"]}
-        return job, module, origin, [f"starting from {folder}: {report}"]
+        return job, module, origin | frozen_base(job, module, earlier), [f"starting from {folder}: {report}"]
     kinds = {weights.slot: weights.kind for weights in found}
     lines = [
         line for weights in found if weights.state is not None for line in _load_pretrained(job.phase, module, weights)
     ]
-    return job, module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
+    origin = {"started_from": "none", "pretrained": kinds} | frozen_base(job, module, None)
+    return job, module, origin, lines or ["starting from random weights"]
 
 
 def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> list[str]:
     """Weights of one slot into the module; what happened to every key, in lines to say."""
-    assert phase.load_pretrained is not None and weights.state is not None, "named weights must say how they go in"
-    try:
-        report = phase.load_pretrained(module, weights.slot, weights.state)
-    except InputError as error:
-        raise InputError(
-            f"{weights.name} does not fit ({error}); name another checkpoint, or change the model section"
-        ) from None
+    assert weights.state is not None
+    report = pretrained.fill(phase, module, weights.slot, weights.name, weights.state)
     return [f"{weights.slot} from {weights.name} ({weights.kind}): {report}", *report.lines()]
+
+
+def frozen_base(job: Job, module: nn.Module, earlier: bundle.Bundle | None) -> dict[str, Any]:
+    """`base` of a slim phase's bundle.json: the frozen weights' digest, and what makes them where an earlier bundle did.
+
+    Nothing where the bundle shall hold all weights, as it must where an earlier run trained what is frozen now.
+    """
+    if not (job.phase.slim and frozen_state(module)):
+        return {}
+    digest = frozen_digest(module)
+    if earlier is None:
+        return {"base": {"sha256": digest, "seed": job.settings.seed}}
+    if earlier.base is None or earlier.base.sha256 != digest:
+        return {}
+    return {"base": {key: earlier.meta[key] for key in ("phase", "config", "facts")} | earlier.meta["base"]}
 
 
 # --- who teaches -----------------------------------------------------------------------------------------------------------
@@ -286,14 +299,23 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     for line in lines if place.leader else []:
         say(line)
     with storage.locked(work) if place.leader else nullcontext():  # other checkouts may share it
-        fitted = fit(job, module, teacher, place, work, log)
+        fitted = fit(job, module, origin, teacher, place, work, log)
         if place.leader:
-            save(job, origin, fitted)
+            save(job, origin, fitted, place)
             shutil.rmtree(work)
+    distributed.from_leader(None, place)  # it may have predicted for long, and processes should part together
     return fitted
 
 
-def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place, work: Path, log: loop.Log) -> Fitted:
+def fit(
+    job: Job,
+    module: nn.Module,
+    origin: Mapping[str, Any],
+    teacher: bundle.Bundle | None,
+    place: Place,
+    work: Path,
+    log: loop.Log,
+) -> Fitted:
     """Train on what the phase sees of the clips."""
     if job.phase.cacheable(job.config):
         clips = {split: encoded(job, module, split, place, work) for split in ("train", "val")}
@@ -305,14 +327,16 @@ def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place
     task = Task(
         module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies, parameter_groups=groups
     )
+    if "base" in origin:
+        task = dataclasses.replace(task, base=origin["base"]["sha256"])
     if teacher:
         task = dataclasses.replace(task, teach=partial(taught, teacher.module().to(place.device)))
     return loop.fit(task, job.settings, place, work, log)
 
 
-def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
+def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None:
     """Write the bundle."""
-    meta = {
+    meta: dict[str, Any] = {
         "family": job.family,
         "phase": job.name,
         "dataset": job.dataset,
@@ -326,7 +350,23 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "step": fitted.step,
         "metrics": fitted.metrics,
     }
+    if job.phase.calibrate:
+        meta["facts"]["thresholds"] = thresholds(job, meta, fitted, place)
     bundle.save(job.out, fitted.weights, meta, fitted.history, feature_maker(job))
+
+
+def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> dict[str, float]:
+    """What the phase's `calibrate` makes of the val split, predicted as evaluation and people will have it."""
+    assert job.phase.calibrate is not None
+    state, settings = fitted.weights, job.settings
+    base = bundle.read_base(job.out, models.load(job.family).phases, meta)
+    trained = bundle.Bundle(job.family, job.name, job.config, job.facts, meta, state, job.out / bundle.WEIGHTS, base)
+    clips = open_clips(job, "val", training=False)
+    size = settings.micro_batch or max(1, settings.batch_size // place.world)
+    found = predictions(trained.module(), clips, size, settings.num_workers, place.device, "calibration, val")
+    return job.phase.calibrate(
+        job.config, job.facts, found, manifest.clips(manifest.read(job.dataset, features_of(job)), "val")
+    )
 
 
 def main() -> None:

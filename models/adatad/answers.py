@@ -1,18 +1,22 @@
-"""What adatad tells a person about a video: segments, ActivityNet's results file, subtitles, and scores one can trust."""
+"""What adatad tells a person about a video: segments, and which to believe; ActivityNet's results file, subtitles, timelines."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from models.family import Batch, Facts
+from models.adatad.config import FinetuneConfig
+from models.adatad.detections import detect, true_segments
+from models.family import Batch, ClipInfo, Facts, Table
 from models.segment_scores import best_thresholds, match
-from models.segments import Segments
 
 CALIBRATED_AT = 0.5  # IoU in time from which on a detection counts as right for its threshold
+TIMELINE = ["clip", "duration", "kind", "label", "start", "end", "score"]
 
 
 def present(predictions: Batch, facts: Facts) -> list[dict[str, Any]]:
@@ -34,24 +38,45 @@ def present(predictions: Batch, facts: Facts) -> list[dict[str, Any]]:
     ]
 
 
-def calibrate(found: Segments, truth: Segments, labels: Sequence[str], num_videos: int) -> dict[str, float]:
+def calibrate(
+    config: FinetuneConfig, facts: Facts, predictions: Mapping[str, np.ndarray], clips: Sequence[ClipInfo]
+) -> dict[str, float]:
     """The score from which on each class's detections are best believed: that of the highest F1 on validation videos.
 
     A class without a right detection takes the threshold of all classes together; 1 where none is right: believe nothing.
+    `predictions` are those for windows, see `detect`. Scores of another classifier have no say: raw videos come without.
     """
-    matched = match(found, truth, (CALIBRATED_AT,), num_videos, len(labels))
+    labels = facts.labels["label"]
+    found, truth = detect(predictions, config), true_segments(clips, labels)
+    matched = match(found, truth, (CALIBRATED_AT,), len(clips), len(labels))
     return dict(zip(labels, np.nan_to_num(best_thresholds(matched, 0), nan=1.0).tolist(), strict=True))
 
 
-def above(answer: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """The answer with those segments alone whose score reaches the threshold of their class."""
-    kept = [row for row in answer["segments"] if row["score"] >= thresholds[row["label"]]]
-    return {**answer, "segments": kept}
+def export(answers: Mapping[str, Mapping[str, Any]], facts: Facts) -> dict[str, str | Table]:
+    """results.json with every detection, as scorers want it; of each video subtitles and a timeline of what to believe."""
+    files: dict[str, str | Table] = {"results.json": json.dumps(results(answers), ensure_ascii=False) + "\n"}
+    for name, answer in answers.items():
+        believed = [row for row in answer["segments"] if facts.believes(row["label"], row["score"])]
+        files[f"{name}.srt"] = subtitles({"segments": believed})
+        files[f"{name}.png"] = timeline(name, answer["duration"], believed)
+    return files
+
+
+def timeline(name: str, duration: float, segments: Sequence[Mapping[str, Any]]) -> Table:
+    """A video's segments as `Table.plot` timeline takes them."""
+    rows = [(name, duration, "found", row["label"], *row["segment"], row["score"]) for row in segments]
+    nothing = [(name, duration, "nothing", "", 0.0, 0.0, 0.0)]
+    return Table(name, pd.DataFrame(sorted(rows, key=lambda row: row[4:]) or nothing, columns=TIMELINE), "", "timeline")
 
 
 def results(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """ActivityNet's results file of answers by video: seconds with 2 decimals, scores with 4."""
+    """ActivityNet's results file of answers by video: seconds with 2 decimals, scores with 4.
+
+    The official scorer refuses a file without `version` and `external_data`.
+    """
     return {
+        "version": "VERSION 1.3",
+        "external_data": {},
         "results": {
             video: [
                 {
@@ -62,7 +87,7 @@ def results(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 for row in answer["segments"]
             ]
             for video, answer in answers.items()
-        }
+        },
     }
 
 

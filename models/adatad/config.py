@@ -82,6 +82,9 @@ class FinetuneConfig:
     max_per_window: int
     max_per_video: int
     nms_sigma: float
+    # How many of the classes that a classifier of whole videos finds likeliest a video's detections may have in evaluation,
+    # their scores multiplied by its; 0 = no such classifier.
+    classifier_top: int
 
 
 def check(config: ModelConfig) -> None:

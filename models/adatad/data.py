@@ -35,6 +35,8 @@ def check(config: FinetuneConfig) -> None:
         raise InputError(
             f"params.yaml: adatad.finetune.keep_threshold is {config.keep_threshold}; it goes from above 0 to 1"
         )
+    if config.classifier_top < 0:
+        raise InputError(f"params.yaml: adatad.finetune.classifier_top is {config.classifier_top}; it is 0 or more")
     if len(config.crop_ratio) != 2 or not 0 < config.crop_ratio[0] <= config.crop_ratio[1] <= 1:
         raise InputError(
             f"params.yaml: adatad.finetune.crop_ratio is {config.crop_ratio}; it holds two numbers, from above 0 to 1, "

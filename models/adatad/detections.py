@@ -24,7 +24,7 @@ def detect(
     """The detections of each video, by video and then the best first, out of a module's predictions for windows.
 
     starts, ends, scores, classes (W, K), class -1 = none; clip, window_start (W,). A window given twice counts once.
-    `clip_scores` (V, C) in [0, 1], of a classifier of whole videos, are multiplied in.
+    `clip_scores` (V, C) in [0, 1], of a classifier of whole videos, are multiplied in; at 0 nothing is detected.
     """
     rows = segments.once(predictions["clip"], predictions["window_start"])
     one = {name: predictions[name][rows] for name in FOUND}
@@ -35,6 +35,7 @@ def detect(
     found = segments.soft_nms(windows, config.nms_sigma, config.min_score)
     if clip_scores is not None:
         found = segments.weighted(found, clip_scores)
+        found = found[found.score > 0]
     return segments.best_of_each(found, config.max_per_video)
 
 
@@ -70,6 +71,24 @@ def true_segments(clips: Sequence[ClipInfo], labels: Sequence[str]) -> Segments:
                 raise InputError(f"clip {clip.id}: label {label!r} was not in training; known: {', '.join(labels)}")
             rows.append((video, index[label], start, end, 1.0))
     return segments.from_rows(rows)
+
+
+def clip_scores(clips: Sequence[ClipInfo], labels: Sequence[str], top: int) -> np.ndarray:
+    """(V, C) what a classifier said of whole videos, `class_scores` of their annotations; 0 but for the `top` classes of each.
+
+    InputError for a video of which it said nothing.
+    """
+    scores = np.zeros((len(clips), len(labels)))
+    for row, clip in zip(scores, clips, strict=True):
+        if "class_scores" not in clip.annotation:
+            raise InputError(
+                f"clip {clip.id} has no class_scores; put classifier.json beside the annotations and run the data stages "
+                "again, or set adatad.finetune.classifier_top to 0"
+            )
+        every = np.array([clip.annotation["class_scores"].get(label, 0.0) for label in labels])
+        likeliest = np.argsort(-every, kind="stable")[:top]
+        row[likeliest] = every[likeliest]
+    return scores
 
 
 class AverageMap:

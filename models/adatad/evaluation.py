@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from models import metrics, segment_scores
-from models.adatad.answers import CALIBRATED_AT, calibrate
-from models.adatad.detections import FOUND, THRESHOLDS, detect, true_segments
+from models.adatad.answers import CALIBRATED_AT, TIMELINE
+from models.adatad.detections import FOUND, THRESHOLDS, clip_scores, detect, true_segments
 from models.family import ClipInfo, Evaluation, InputError, Results, Table
 from models.segment_scores import Matched, mean_average_precision
 from models.segments import Segments, from_rows
@@ -28,20 +28,22 @@ def evaluate(run: Evaluation) -> Results:
     truth = true_segments(clips, labels)
     if not len(truth):
         raise InputError("no video of the test split has a segment; evaluation needs some to compare with")
-    found = detected(run, "test")
-    matched = segment_scores.match(found, truth, THRESHOLDS, len(clips), len(labels))
+    found, top = detected(run, clips), run.config.classifier_top
+    matched = alone = segment_scores.match(found, truth, THRESHOLDS, len(clips), len(labels))
+    believed = np.array([run.facts.thresholds.get(label, 0.0) for label in labels])
+    kept = found[found.score >= believed[found.label]]  # thresholds are for what the model says alone, as of raw videos
+    if top:
+        found = detect(run.predict("finetune", "test"), run.config, clip_scores(clips, labels, top))
+        matched = segment_scores.match(found, truth, THRESHOLDS, len(clips), len(labels))
     areas = segment_scores.average_precisions(matched, np.ones((1, len(clips))))[0]
     recalls = np.nanmean(segment_scores.recalls(matched, MULTIPLES)[:, :, matched.present], axis=2)
-    validation = run.clips("val")
-    believed = calibrate(detected(run, "val"), true_segments(validation, labels), labels, len(validation))
-    kept = found[found.score >= np.array([believed[label] for label in labels])[found.label]]
     tables = {
         "map": by_threshold(areas, recalls),
         "per_class": per_class(matched, areas, labels),
         "precision_recall": precision_recall(matched),
         "false_positives": false_positives(matched),
         "timelines": timelines(matched, kept, clips, labels),
-        "thresholds": thresholds(matched, believed, labels),
+        "thresholds": thresholds(alone, believed, labels),
         "predictions": Table("Every video", predictions(clips, found, kept, labels)),
     }
     return Results(numbers(matched, areas, recalls) | intervals(run, matched), tables, [])
@@ -60,12 +62,12 @@ def average_map(table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     )
 
 
-def detected(run: Evaluation, split: str) -> Segments:
-    """The detections of a split's videos; InputError where the model answers with NaN."""
-    found = run.predict("finetune", split)
+def detected(run: Evaluation, clips: Sequence[ClipInfo]) -> Segments:
+    """The detections of the test videos; InputError where the model answers with NaN."""
+    found = run.predict("finetune", "test")
     lost = np.flatnonzero(~np.isfinite([found[name].reshape(len(found["clip"]), -1).sum(1) for name in FOUND]).all(0))
     if len(lost):
-        clip = run.clips(split)[int(found["clip"][lost[0]])].id
+        clip = clips[int(found["clip"][lost[0]])].id
         raise InputError(f"the finetune checkpoint answers clip {clip} with NaN: it diverged; train it at a lower lr")
     return detect(found, run.config)
 
@@ -159,9 +161,8 @@ def timelines(matched: Matched, kept: Segments, clips: Sequence[ClipInfo], label
             part = pd.DataFrame({"label": names[own.label], "start": own.start, "end": own.end, "score": own.score})
             parts.append(part.sort_values("start", kind="stable").assign(kind=kind, clip=clips[video].id))
             parts[-1]["duration"] = float(clips[video].annotation["duration"])
-    columns = ["clip", "duration", "kind", "label", "start", "end", "score"]
     note = "From the worst to the best detected of the test videos. Shown is what reaches the threshold of its class below."
-    return Table("Timelines", pd.concat(parts)[columns].reset_index(drop=True), note, "timeline")
+    return Table("Timelines", pd.concat(parts)[TIMELINE].reset_index(drop=True), note, "timeline")
 
 
 def spread(num: int, most: int) -> np.ndarray:
@@ -169,10 +170,9 @@ def spread(num: int, most: int) -> np.ndarray:
     return np.linspace(0, num - 1, min(num, most)).astype(int)
 
 
-def thresholds(matched: Matched, believed: dict[str, float], labels: Sequence[str]) -> Table:
-    """What one gets who believes the detections from each class's threshold on."""
+def thresholds(matched: Matched, cut: np.ndarray, labels: Sequence[str]) -> Table:
+    """What one gets who believes the detections from each class's threshold `cut` (C,) on."""
     label, right = matched.found.label, matched.right[THRESHOLDS.index(CALIBRATED_AT)]
-    cut = np.array([believed[name] for name in labels])
     kept = matched.found.score >= cut[label]
     shown, hits = (np.bincount(label[rows], minlength=len(labels)) for rows in (kept, kept & right))
     total = matched.counts.sum(0)
@@ -181,7 +181,7 @@ def thresholds(matched: Matched, believed: dict[str, float], labels: Sequence[st
         frame["precision"], frame["recall"], frame["F1"] = hits / shown, hits / total, 2 * hits / (shown + total)
     note = (
         "The score from which on a class's detections have the best F1 on the validation videos, at tIoU 0.5, and what "
-        "that gives on the test videos."
+        "that gives on the test videos; without the scores of another classifier. Predictions for raw videos use it too."
     )
     return Table("Scores to believe", frame, note)
 

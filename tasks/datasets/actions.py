@@ -1,4 +1,4 @@
-"""The demo dataset `actions`: untrimmed videos in which a balloon changes its size in different ways, in ActivityNet's form.
+"""The demo dataset `actions`: untrimmed videos in which a balloon has another size for a while, in ActivityNet's form.
 
 As in such datasets at large, one annotation repeats itself, one is ambiguous, and one has another count of frames than its
 file: `clean` tells of all three.
@@ -18,7 +18,7 @@ from tasks.datasets.playground import ACTIONS, LENGTH, REST, Event, draw_events,
 from tasks.datasets.scenes import FPS
 
 FORMAT = activitynet
-TEST_SHARE = 0.3
+TEST_SHARE = 0.25
 FEWEST = 20  # videos, so that no split lacks an action
 SHORTEST = 30  # seconds
 FAULTS = ("cut short", "no audio", "missing")  # of demo.FAULTS

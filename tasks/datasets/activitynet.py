@@ -3,7 +3,9 @@
 The one *.json at the top or in annotations/ holds {"database": {ID: {"subset", "duration" (s), "frame" (how many; optional),
 "annotations": [{"segment": [start, end] (s), "label"}]}}}. Beside it may lie category_idx.txt, one class a line, and
 block_list.txt, one ID a line of videos to leave out. A video is ID.mp4, or has another ending, in videos/, raw_data/video/
-or video/: the first that is there. Elsewhere it is where the entry's own "path" says.
+or video/: the first that is there. Elsewhere it is where the entry's own "path" says. classifier.json, where it lies there too,
+is what a classifier of whole videos says, as CUHK's scores for ActivityNet are published: {"results": {ID: [score of each
+class, in [0, 1]]}, "class": [their names]}, or {"results": {ID: {LABEL: score}}}. It must know all videos of the test split.
 
 `training` is trained on and `validation` is the test split, as all published numbers have it. Where `testing` has segments,
 that is the test split and `validation` is val; else the truth of `testing` is withheld, and its videos are left out.
@@ -26,7 +28,7 @@ from models.family import InputError
 from tasks import storage
 from tasks.datasets import Finding, Review, Severity
 
-ANNOTATIONS, CLASS_MAP = "annotations.json", "category_idx.txt"
+ANNOTATIONS, CLASS_MAP, CLASSIFIER = "annotations.json", "category_idx.txt", "classifier.json"
 BLOCK_LISTS = ("block_list.txt", "missing_files.txt")
 PLACES = ("videos", "raw_data/video", "video")
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -61,10 +63,17 @@ def class_of(annotation: str) -> str | None:
 
 
 def row(
-    name: str, path: str, split: str, segments: list[Segment], duration: float, frame: int | None
+    name: str,
+    path: str,
+    split: str,
+    segments: list[Segment],
+    duration: float,
+    frame: int | None,
+    scores: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
-    """A row of the table that `read` gives."""
+    """A row of the table that `read` gives; `scores` of a classifier of whole videos by label."""
     values = {"segments": [list(segment) for segment in segments], "duration": duration, "frame": frame}
+    values |= {} if scores is None else {"class_scores": dict(scores)}
     return dict(zip(COLUMNS, (name, path, split, 0.0, name, json.dumps(values, ensure_ascii=False)), strict=True))
 
 
@@ -75,26 +84,33 @@ def read(folder: Path) -> pd.DataFrame:
     splits = {"training": "train", "validation": "val" if is_told else "test"} | (
         {"testing": "test"} if is_told else {}
     )
-    find = _finder(folder)
-    rows = [
-        row(video.id, video.path or find(video.id), splits[video.subset], video.truth, video.duration, video.frame)
-        for video in videos
-        if video.subset in splits
-    ]
+    find, scores = _finder(folder), read_scores(folder, videos)
+    rows = []
+    for video in (video for video in videos if video.subset in splits):
+        split, said = splits[video.subset], scores.get(video.id)
+        if scores and split == "test" and said is None:
+            path = annotation_file(folder).with_name(CLASSIFIER)
+            raise InputError(f"{path}: video {video.id} of the test split has no scores; add them, or delete the file")
+        known = video.path or find(video.id)
+        rows.append(row(video.id, known, split, video.truth, video.duration, video.frame, said))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def write(table: pd.DataFrame, folder: Path) -> None:
-    """Write the rows, in their order, as annotations.json and category_idx.txt; with `path` where its name does not tell it."""
+    """Write the rows, in their order, as annotations.json and category_idx.txt; with `path` where its name does not tell it.
+
+    classifier.json is there where rows have scores: those for classes of these rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     has_val = (table["split"] == "val").any()
     subsets = {"train": "training", "val": "validation", "test": "testing" if has_val else "validation"}
-    database, classes = {}, set[str]()
+    database, scores, classes = {}, {}, set[str]()
     for clip in table.to_dict("records"):
         known = json.loads(clip["annotation"])
         classes |= {label for _, _, label in known["segments"]} - {AMBIGUOUS}
         entry = {"subset": subsets[clip["split"]], "duration": known["duration"], "frame": known["frame"]}
         entry["annotations"] = [{"segment": [start, end], "label": label} for start, end, label in known["segments"]]
+        scores |= {clip["id"]: known["class_scores"]} if "class_scores" in known else {}
         database[clip["id"]] = entry | (
             {} if clip["path"] == f"{PLACES[0]}/{clip['id']}.mp4" else {"path": clip["path"]}
         )
@@ -103,6 +119,10 @@ def write(table: pd.DataFrame, folder: Path) -> None:
         temporary.write_text('{"database": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
     with storage.atomic_file(folder / CLASS_MAP) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in sorted(classes)), encoding="utf-8")
+    if scores:
+        kept = {name: {label: own[label] for label in own if label in classes} for name, own in scores.items()}
+        with storage.atomic_file(folder / CLASSIFIER) as temporary:
+            temporary.write_text(json.dumps({"results": kept}, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------
@@ -111,6 +131,17 @@ def write(table: pd.DataFrame, folder: Path) -> None:
 def read_videos(folder: Path) -> list[Video]:
     """The database's entries in their order, without those on the block list. InputError names file, video and segment."""
     path = annotation_file(folder)
+    known = read_json(path)
+    database = known.get("database") if isinstance(known, dict) else None
+    if not isinstance(database, dict) or not database:
+        raise InputError(f"{path} has no `database` of videos; it must be in ActivityNet's form")
+    blocked = {name for file in BLOCK_LISTS for name in read_lines(path.with_name(file))}
+    classes = read_lines(path.with_name(CLASS_MAP))
+    return [_video(path, name, entry, classes) for name, entry in database.items() if name not in blocked]
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; InputError for one that is no JSON, or names something twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -120,22 +151,47 @@ def read_videos(folder: Path) -> list[Video]:
         return dict(pairs)
 
     try:
-        known = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno} is no JSON ({error.msg}); bring the whole file again") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    database = known.get("database") if isinstance(known, dict) else None
-    if not isinstance(database, dict) or not database:
-        raise InputError(f"{path} has no `database` of videos; it must be in ActivityNet's form")
-    blocked = {name for file in BLOCK_LISTS for name in read_lines(path.with_name(file))}
-    classes = read_lines(path.with_name(CLASS_MAP))
-    return [_video(path, name, entry, classes) for name, entry in database.items() if name not in blocked]
+
+
+def read_scores(folder: Path, videos: list[Video]) -> dict[str, dict[str, float]]:
+    """Video -> label -> score of classifier.json beside the annotations, none where there is none."""
+    path = annotation_file(folder).with_name(CLASSIFIER)
+    if not path.is_file():
+        return {}
+    known = read_json(path)
+    told, names = (known.get("results"), known.get("class", [])) if isinstance(known, dict) else (None, [])
+    if not isinstance(told, dict) or not told:
+        raise InputError(f"{path} has no `results` of videos; it must hold {{video: {{label: score}}}} there")
+    labels = {*read_lines(path.with_name(CLASS_MAP)), *(label for video in videos for _, _, label in video.segments)}
+    return {video: _scores(f"{path}: video {video}", own, names, labels) for video, own in told.items()}
+
+
+def _scores(where: str, own: Any, names: list[str], labels: set[str]) -> dict[str, float]:
+    """A video's scores by label; `own` may be a list in the order of `names`."""
+    if isinstance(own, list) and isinstance(names, list) and len(own) == len(names):
+        own = dict(zip(names, own, strict=True))
+    if not isinstance(own, dict):
+        given = f"{len(own)} scores and `class` not as many names" if isinstance(own, list) else f"{own!r} as scores"
+        raise InputError(f"{where} has {given}; write one score for each")
+    for label, score in own.items():
+        if label not in labels:
+            raise InputError(
+                f"{where}: {label!r} is none of the {len(labels)} classes of the annotations; mend its name"
+            )
+        if not _is_number(score) or not 0 <= score <= 1:
+            raise InputError(f"{where}: the score of {label!r} is {score!r}; it must lie in [0, 1], as after a softmax")
+    return own
 
 
 def annotation_file(folder: Path) -> Path:
-    """The one JSON of the folder."""
-    found = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
+    """The one JSON of the folder, but for a classifier's."""
+    listed = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
+    found = sorted(path for path in listed if path.name != CLASSIFIER)
     if len(found) != 1:
         there = f"{len(found)} of them: {', '.join(file.name for file in found)}" if found else "none"
         raise InputError(f"{folder} must hold one .json, at its top or in annotations/; there is {there}; keep one")

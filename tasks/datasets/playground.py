@@ -1,14 +1,13 @@
-"""What the demo dataset `actions` shows: a chequered balloon whose size changes in one of several ways for a while.
+"""What the demo dataset `actions` shows: a chequered balloon that has another size, or is gone, for a while.
 
-A single picture never tells what happens: at rest the balloon has some size too. How its size goes on for seconds does. Plain
-balls drift through the picture, and a lamp goes on and off, all of which means nothing. They change the picture's mean colours
-more than the balloon does, whose squares are as much darker as lighter than the ground: its size shows in its pattern alone.
+Plain balls drift through the picture, and a lamp goes on and off, all of which means nothing. They change the picture's mean
+colours more than the balloon does, whose squares are as much darker as lighter than the ground: its size shows in its pattern
+alone, which features of random weights tell badly and adapters learn to tell.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,28 +17,13 @@ from tasks.datasets.scenes import FPS, SAMPLE_RATE, Array, Color, color, colored
 SIDE = 64  # pixels
 GROUND, CONTRAST = 0.45, 0.43  # mean level of the ground; what the balloon's squares differ by
 SQUARE = 4.0  # pixels
-NUM_BALLS, NUM_STAINS = 5, 8
-SWELL = 0.5  # share of its size by which the balloon grows and shrinks
+NUM_BALLS, NUM_STAINS = 5, 3
 LENGTH = (4.5, 9.0)  # seconds of an event
 REST = 2.5  # seconds between events at least
 MURMUR = 1 << 16  # samples after which the noise repeats itself
 
 
-def _wave(turns: Array) -> Array:
-    return np.sin(2 * np.pi * turns)
-
-
-def _ramp(turns: Array) -> Array:
-    return 2 * ((turns + 0.5) % 1.0) - 1
-
-
-# Action -> size in [-1, 1] after so many repetitions, and seconds that one takes, from and to.
-ACTIONS: dict[str, tuple[Callable[[Array], Array], tuple[float, float]]] = {
-    "breathing": (_wave, (3.6, 5.4)),
-    "deflating": (lambda turns: -_ramp(turns), (2.4, 3.6)),
-    "inflating": (_ramp, (2.4, 3.6)),
-    "throbbing": (_wave, (1.5, 2.2)),
-}
+ACTIONS = {"inflated": 1.6, "deflated": 0.4, "gone": 0.0}  # its size during them, times that at rest
 Event = tuple[float, float, str]  # start and end in seconds, action
 
 
@@ -49,7 +33,6 @@ class Play:
 
     seconds: float
     events: tuple[Event, ...]  # in order and apart
-    periods: tuple[float, ...]  # seconds that a repetition takes in each event
     place: tuple[float, float]  # where the balloon rests, in half heights from the centre
     size: float  # its radius at rest, in half heights
     drift: tuple[float, float, float, float]  # phases of its slow wandering, growing and turning
@@ -76,9 +59,8 @@ def draw_play(seconds: float, events: tuple[Event, ...], rng: np.random.Generato
     return Play(
         seconds=seconds,
         events=events,
-        periods=tuple(float(rng.uniform(*ACTIONS[action][1])) for _, _, action in events),
         place=(float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.4, 0.4))),
-        size=float(rng.uniform(0.28, 0.36)),
+        size=float(rng.uniform(0.3, 0.34)),
         drift=tuple(rng.uniform(0, 2 * np.pi, 4).tolist()),
         light=(float(rng.uniform(-0.9, 0.9)), float(rng.uniform(-0.9, 0.9)), float(rng.uniform(1.0, 3.0))),
         noise=(float(10 ** rng.uniform(-2.0, -1.3)), float(rng.uniform(0.3, 1.2))),
@@ -93,9 +75,8 @@ def pose(play: Play, times: Array) -> tuple[Array, Array, Array, Array]:
     ]
     x, y = play.place[0] + 0.06 * slow[0], play.place[1] + 0.06 * slow[1]
     size, angle = play.size * (1 + 0.04 * slow[2]), play.drift[3] + 0.5 * slow[3]
-    for (start, end, action), period in zip(play.events, play.periods, strict=True):
-        during = (times >= start) & (times < end)
-        size = size * (1 + SWELL * during * ACTIONS[action][0]((times - start) / period))
+    for start, end, action in play.events:
+        size = np.where((times >= start) & (times < end), size * ACTIONS[action], size)
     return x, y, size, angle
 
 
@@ -166,11 +147,11 @@ def _balloon(play: Play, times: Array, x: Array, y: Array) -> list[tuple[Array, 
     """A disc of squares, which stay as large as they are."""
     at_x, at_y, size, angle = (values.astype(np.float32)[:, None, None] for values in pose(play, times))
     u, v = x - at_x, y - at_y
-    disc = edge(size - _distance(u, v))
+    disc = edge(size - _distance(u, v)) * (size > 0)
     along, across = u * np.cos(angle) - v * np.sin(angle), u * np.sin(angle) + v * np.cos(angle)
     number = math.pi * SIDE / 2 / SQUARE
     squares = edge(np.sin(number * along) * np.sin(number * across), 0.6)
-    dark, light = (plane((level,) * 3) for level in (GROUND - CONTRAST, GROUND + CONTRAST))
+    dark, light = (plane((level, level, level)) for level in (GROUND - CONTRAST, GROUND + CONTRAST))
     return [(dark, disc), (light, disc * squares)]
 
 

@@ -176,12 +176,15 @@ def _figures(run: Run, losses: Batch) -> dict[str, float]:
 
 
 def end_epoch(run: Run, val: DataLoader[Batch], log: Log) -> None:
-    """The epoch's row in the history, an evaluation where one is due, `best` if it is, and `last`."""
-    epoch = run.step // run.steps_per_epoch
-    if epoch == len(run.history):
+    """The epoch's row in the history, an evaluation where one is due, `best` if it is, and `last`.
+
+    A run of no epochs has one row, of the weights it starts with.
+    """
+    epoch, untrained = run.step // run.steps_per_epoch, run.settings.epochs == 0
+    if len(run.history) >= max(epoch, untrained):
         return
-    losses = _means(run.sums, run.steps_per_epoch, run.place)
-    row: dict[str, Any] = {"epoch": epoch, "step": run.step, "lr": run.rate(run.step - 1)}
+    losses = {} if untrained else _means(run.sums, run.steps_per_epoch, run.place)
+    row: dict[str, Any] = {"epoch": epoch, "step": run.step, "lr": 0.0 if untrained else run.rate(run.step - 1)}
     row |= {f"train_{key}": value for key, value in losses.items()}
     due = epoch >= run.settings.eval_from and epoch % run.settings.eval_interval == 0
     if due or epoch == run.settings.epochs:

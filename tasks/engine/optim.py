@@ -70,9 +70,9 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
 class MovingAverage:
     """Exponential moving average of a module's weights, starting at the initial ones; other state is copied."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.live = module.state_dict()  # shares memory with the module
+        self.live = live  # shares memory with the module
         self.state = {key: value.detach().clone() for key, value in self.live.items()}
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ def configure(window: int = 16, scale_factor: int = 1, augment: Augmentation = S
         model=ModelConfig(backbone, detector, window, scale_factor, max_segments=4), augment=augment,
         keep_threshold=0.75, crop_ratio=[0.9, 1.0], overlap=0.5, center_radius=1.5, label_smoothing=0.0,
         normalizer=100.0, adapter_lr=2.0, min_score=0.001, max_per_window=10, max_per_video=10, nms_sigma=0.7,
+        classifier_top=0,
     )  # fmt: skip
     return replace(config, **changes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.adatad import answers
-from models.adatad.detections import AverageMap, detect, padded, true_segments
+from models.adatad.detections import AverageMap, clip_scores, detect, merge, padded, true_segments
 from models.adatad.evaluation import average_map, evaluate
-from models.family import ClipInfo, Facts, InputError
+from models.family import ClipInfo, Facts, InputError, Table
 from models.metrics import bootstrap
 
 LABELS = ["jump", "run", "swim"]
-FACTS = Facts({"label": LABELS}, 0.0, 1.0)
-CONFIG: Any = SimpleNamespace(nms_sigma=0.7, min_score=0.001, max_per_video=50)
+FACTS = Facts({"label": LABELS}, 0.0, 1.0, thresholds={"jump": 0.5, "run": 0.6, "swim": 0.3})
+CONFIG: Any = SimpleNamespace(nms_sigma=0.7, min_score=0.001, max_per_video=50, classifier_top=0)
 NUM, DURATION, WINDOW = 12, 60.0, 40.0  # videos of a split; seconds
 STARTS = (0.0, 20.0)  # of windows: their middle third is seen twice
 
@@ -46,17 +46,16 @@ class FakeRun:
     seed: int = 3
     twice: bool = False  # every window comes again
     truth: dict[int, list[list[Any]]] = field(default_factory=dict)  # of single videos, in place of segments_of
+    class_scores: dict[str, float] = field(default_factory=dict)  # of every video
 
     def clips(self, split: str) -> list[ClipInfo]:
-        return [
-            ClipInfo(
-                f"{split}{v:02}", f"g{v // 2}", {"segments": self.truth.get(v, segments_of(v)), "duration": DURATION}
-            )
-            for v in range(NUM)
-        ]
+        more = {"class_scores": self.class_scores} if self.class_scores else {}
+        known = [{"segments": self.truth.get(v, segments_of(v)), "duration": DURATION} | more for v in range(NUM)]
+        return [ClipInfo(f"{split}{v:02}", f"g{v // 2}", annotation) for v, annotation in enumerate(known)]
 
     def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:
         rng, rows = np.random.default_rng(0), []
+        assert split == "test", "the thresholds are in the facts"
         for video in range(NUM):
             for start in STARTS:
                 found = []
@@ -156,7 +155,7 @@ def test_tables(results) -> None:
     assert kinds.loc["double detection", "best 10 n"] > 0, "the overlap of the windows"
     believed = results.tables["thresholds"].frame.set_index("class")
     assert believed.loc[["jump", "run"], ["precision", "recall", "F1"]].to_numpy().tolist() == [[1] * 3] * 2
-    assert 0.3 < believed.loc["run", "threshold"] < 0.8
+    assert believed["threshold"].tolist() == [0.5, 0.6, 0.3]
     lines = results.tables["timelines"].frame
     assert lines["clip"].nunique() == 8
     one = lines[lines["clip"] == lines["clip"].iloc[0]]
@@ -186,6 +185,34 @@ def test_videos_without_segments_cost_precision() -> None:
         evaluate(run(truth={v: [] for v in range(NUM)}))
 
 
+def test_a_classifier_of_whole_videos_changes_the_scores_and_not_what_is_believed(results) -> None:
+    told = run(class_scores={"run": 0.5, "jump": 0.25, "swim": 0.1}, config=SimpleNamespace(**vars(CONFIG)))
+    told.config.classifier_top = 1
+    scored = evaluate(told)
+    detections = json.loads(scored.tables["predictions"].frame["detections"][0])
+    assert detections.keys() == {"run"}
+    plain = json.loads(results.tables["predictions"].frame["detections"][0])
+    np.testing.assert_allclose(np.array(detections["run"])[:, 2], 0.5 * np.array(plain["run"])[:, 2])
+    assert scored.metrics["map_50"] == pytest.approx(0.5), "no jump is found any more"
+    for name in ("thresholds", "timelines"):
+        pd.testing.assert_frame_equal(
+            scored.tables[name].frame.sort_values(["clip", "start"] if name == "timelines" else "class"),
+            results.tables[name].frame.sort_values(["clip", "start"] if name == "timelines" else "class"),
+        )
+    with pytest.raises(
+        InputError, match=r"clip test00 has no class_scores; put classifier\.json beside the annotations"
+    ):
+        evaluate(run(config=told.config))
+
+
+def test_the_likeliest_classes_of_a_video() -> None:
+    clips = [
+        ClipInfo(name, name, {"class_scores": scores})
+        for name, scores in {"a": {"jump": 0.2, "run": 0.7, "swim": 0.1}, "b": {"swim": 0.5}}.items()
+    ]
+    assert clip_scores(clips, LABELS, 2).tolist() == [[0.2, 0.7, 0], [0, 0, 0.5]]
+
+
 def test_a_label_that_training_never_saw() -> None:
     clips = [ClipInfo("v1", "v1", {"segments": [[0, 1, "run"], [2, 3, "dive"]]})]
     with pytest.raises(InputError, match="clip v1: label 'dive' was not in training; known: jump, run, swim"):
@@ -204,7 +231,7 @@ def test_a_model_that_diverged() -> None:
 def test_validation_is_the_evaluation() -> None:
     """The metric, batch by batch, against `evaluate`."""
     fake = run(shift=1.3, truth={3: []})
-    predictions, metric = fake.predict("finetune", "val"), AverageMap(CONFIG, FACTS)
+    predictions, metric = fake.predict("finetune", "test"), AverageMap(CONFIG, FACTS)
     truth = {name: np.full((NUM, 9), -1.0) for name in ("truth_starts", "truth_ends", "truth_classes")}
     for video, clip in enumerate(fake.clips("val")):
         for place, (start, end, label) in enumerate(clip.annotation["segments"]):
@@ -234,20 +261,44 @@ def test_an_answer_a_video() -> None:
 
 def test_thresholds_leave_what_is_right() -> None:
     fake = run()
-    clips = fake.clips("val")
-    found, truth = detect(fake.predict("finetune", "val"), CONFIG), true_segments(clips, LABELS)
-    thresholds = json.loads(json.dumps(answers.calibrate(found, truth, LABELS, NUM)))
-    told = [answers.above(answer, thresholds) for answer in answers.present(padded(found, NUM), FACTS)]
-    for answer, clip in zip(told, clips, strict=True):
-        shown = sorted((*row["segment"], row["label"]) for row in answer["segments"])
-        assert shown == sorted(tuple(row) for row in clip.annotation["segments"][:3])
-    assert answers.calibrate(found[found.label > 2], truth, LABELS, NUM) == dict.fromkeys(LABELS, 1.0)
+    clips, predictions = fake.clips("val"), fake.predict("finetune", "test")
+    thresholds = json.loads(json.dumps(answers.calibrate(CONFIG, FACTS, predictions, clips)))
+    assert list(thresholds) == LABELS and 0.3 < thresholds["run"] < 0.8
+    told, facts = merged(predictions), replace(FACTS, thresholds=thresholds)
+    files = answers.export({clip.id: answer for clip, answer in zip(clips, told, strict=True)}, facts)
+    for clip in clips:
+        table = files[f"{clip.id}.png"]
+        assert isinstance(table, Table) and table.plot == "timeline"
+        shown = table.frame[["start", "end", "label"]].to_numpy().tolist()
+        assert shown == sorted(clip.annotation["segments"][:3])
+        assert set(table.frame["duration"]) == {DURATION} and set(table.frame["kind"]) == {"found"}
+        srt = files[f"{clip.id}.srt"]
+        assert isinstance(srt, str) and srt.count("-->") == 3
+    predictions["classes"][:] = -1
+    assert answers.calibrate(CONFIG, FACTS, predictions, clips) == dict.fromkeys(LABELS, 1.0)
+
+
+def merged(predictions: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Answers as a person's videos get them."""
+    batch = merge(CONFIG, {name: torch.from_numpy(value) for name, value in predictions.items()})
+    return [{"duration": DURATION, **answer} for answer in answers.present(batch, FACTS)]
+
+
+def test_the_results_file_has_every_detection() -> None:
+    (told, *_), sure = merged(run().predict("finetune", "test")), replace(FACTS, thresholds=dict.fromkeys(LABELS, 2.0))
+    files = answers.export({"v": told}, sure)
+    assert set(files) == {"results.json", "v.srt", "v.png"}
+    assert files["v.srt"] == ""
+    assert files["v.png"].frame[["kind", "label"]].to_numpy().tolist() == [["nothing", ""]]  # type: ignore[union-attr]
+    known = json.loads(files["results.json"])  # type: ignore[arg-type]
+    assert known.keys() == {"version", "external_data", "results"}
+    assert len(known["results"]["v"]) == len(told["segments"]) > 3
 
 
 def test_results_file_rounds() -> None:
     answer = {"segments": [{"segment": [1.23456, 2.5], "label": "run", "score": 0.123456}]}
-    expected = {"results": {"v1": [{"segment": [1.23, 2.5], "label": "run", "score": 0.1235}], "v2": []}}
-    assert answers.results({"v1": answer, "v2": {"segments": []}}) == expected
+    expected = {"v1": [{"segment": [1.23, 2.5], "label": "run", "score": 0.1235}], "v2": []}
+    assert answers.results({"v1": answer, "v2": {"segments": []}})["results"] == expected
 
 
 def parse(text: str) -> list[tuple[int, int, list[str]]]:

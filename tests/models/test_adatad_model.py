@@ -15,9 +15,11 @@ from models.adatad import targets
 from models.adatad.config import Augmentation, DetectorConfig, FinetuneConfig, ModelConfig
 from models.adatad.model import Finetune, interpolation, parameter_groups, tiny_model
 from models.family import Batch, Facts, InputError
+from tasks import params
 from tasks.data.batches import TensorClips
 from tasks.engine import checkpoint, distributed, loop, memory, optim
 from tasks.engine.run import Task
+from tasks.preset import load_preset
 from tests.tasks import toy_training as toy
 
 FACTS = Facts({"label": ["dive", "jump", "throw"]}, 0.0, 1.0)
@@ -29,6 +31,7 @@ def config(model: ModelConfig | None = None, **changes: Any) -> FinetuneConfig:
         "keep_threshold": 0.75, "crop_ratio": [0.9, 1.0], "overlap": 0.5, "center_radius": 1.5, "label_smoothing": 0.0,
         "normalizer": 100.0, "adapter_lr": 2.0, "min_score": 0.001, "max_per_window": 20, "max_per_video": 50,
         "nms_sigma": 0.7,
+        "classifier_top": 0,
     }  # fmt: skip
     return FinetuneConfig(**values | changes)
 
@@ -218,6 +221,28 @@ def test_published_size_trains_337_tensors_at_two_rates() -> None:
     for name, parameter in trained.items():
         plain = parameter.ndim < 2 and name not in inside
         assert found[id(parameter)] == (2e-4 if name in inside else 1e-4, 0.0 if plain else 0.05), name
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "layers", "patch"),
+    [("s", 384, 12, 16), ("b", 768, 12, 16), ("l", 1024, 24, 16), ("h", 1280, 32, 16), ("g", 1408, 40, 14)],
+)
+def test_presets_have_the_published_sizes(name: str, dim: int, layers: int, patch: int) -> None:
+    values = load_preset("adatad", f"thumos_videomae_{name}")["adatad"]
+    model = params.typed(ModelConfig, values["model"], "adatad.model")
+    with torch.device("meta"):
+        module = Finetune(config(model), Facts({"label": [str(i) for i in range(20)]}, 0.0, 1.0))
+    mlp, hidden = {"g": 6144}.get(name, 4 * dim), dim // 4
+    block = 3 * dim**2 + 2 * dim + dim**2 + dim + 2 * dim * mlp + mlp + dim + 4 * dim  # no bias of keys; two norms
+    adapter = 2 * dim * hidden + hidden + dim + 4 * hidden + hidden**2 + hidden + 1
+    vit = 6 * patch**2 * dim + dim + layers * block
+    assert vit == {"s": 21_879_936 - 768, "b": 86_227_200 - 1536}.get(name, vit)
+    assert sum(p.numel() for p in module.backbone.parameters()) == vit + layers * adapter
+    trained = [p.numel() for p in module.backbone.parameters() if p.requires_grad]
+    assert (len(trained), sum(trained)) == (9 * layers, layers * adapter)
+    assert module.positions.shape == (1512,) and module.resize.shape == (384, 768)
+    # Tokens of a chunk: 38,400 of a window of 48 chunks, but for patches of 14 pixels.
+    assert module.backbone.positions.shape == (8 * (11 if name == "g" else 10) ** 2, dim)
 
 
 def test_a_model_that_does_not_fit_itself_is_one_line() -> None:

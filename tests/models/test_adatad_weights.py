@@ -17,7 +17,7 @@ from models.adatad.detector import Detector
 from models.adatad.weights import load, load_backbone
 from models.embed import sincos_in_turn
 from models.family import InputError, LoadReport
-from models.weights import frozen_digest, frozen_state, load_trained, trained_state
+from models.weights import frozen_digest, frozen_state, trained_state
 from tasks.pretrained import load_state
 
 SMALL = BackboneConfig(
@@ -347,19 +347,3 @@ def test_digest_is_of_the_frozen_bytes() -> None:
     with torch.no_grad():
         module.blocks[1].fc2.bias[3] += 1e-6
     assert frozen_digest(module) != before
-
-
-def test_trained_weights_go_onto_their_own_base_alone(peer: VideoMAEModel) -> None:
-    first, second = Whole(), Whole()
-    for module in (first, second):
-        load_backbone(module.backbone, layouts(peer)["original"])
-    nn.init.normal_(first.backbone.adapters[0].up.weight)
-    digest = frozen_digest(first)
-    report = load_trained(second, trained_state(first), digest)
-    assert report.loaded == sorted(trained_state(first))
-    assert report.fresh == [key for key in second.state_dict() if key in frozen_state(second)]
-    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
-    with pytest.raises(InputError, match=rf"trained on other frozen weights \(SHA-256 {digest[:12]}\)"):
-        load_trained(Whole(), trained_state(first), digest)
-    with pytest.raises(InputError, match=r"lacks detector"):
-        load_trained(second, {k: v for k, v in trained_state(first).items() if "scales" not in k}, digest)

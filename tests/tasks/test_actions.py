@@ -1,4 +1,4 @@
-"""The demo dataset of actions: what moves and when, what a single picture does not tell, its plan and its files."""
+"""The demo dataset of actions: what is seen and when, its plan and its files."""
 
 from __future__ import annotations
 
@@ -51,40 +51,31 @@ def test_events_lie_within_the_video_and_apart(clips: list[Clip]) -> None:
 
 
 def test_every_split_has_every_action(clips: list[Clip]) -> None:
-    for split, least in (("train", 20), ("test", 8)):
+    for split, least in (("train", 20), ("test", 10)):
         counts = Counter(
             label for clip in clips for *_, label in clip.shows.events if clip.row["split"] == split and not clip.fault
         )
         assert set(counts) == set(ACTIONS) and min(counts.values()) >= least
-    assert Counter(clip.row["split"] for clip in clips if not clip.fault) == {"train": 25, "test": 11}
+    assert Counter(clip.row["split"] for clip in clips if not clip.fault) == {"train": 27, "test": 9}
 
 
-def test_it_changes_during_events_alone(clips: list[Clip]) -> None:
+def test_its_size_is_another_during_events_alone(clips: list[Clip]) -> None:
     for clip in clips[:6]:
         shown = play(clip)
         times = np.arange(0, shown.seconds, 0.1)
         x, y, size, angle = playground.pose(shown, times)
-        speed = np.abs(np.diff(size)) / shown.size
-        during = np.zeros(len(times) - 1, bool)
+        during = np.zeros(len(times), bool)
         for start, end, _ in shown.events:
-            during |= (times[:-1] > start - 0.11) & (times[:-1] < end + 0.01)
-        assert speed[~during].max() < 0.01 < np.median(speed[during])
+            during |= (times >= start) & (times < end)
+        assert (np.abs(size / shown.size - 1) > 0.3).tolist() == during.tolist()
         assert max(np.abs(np.diff(values)).max() for values in (x, y, angle / 4)) < 0.01
 
 
-def test_actions_differ_in_how_the_size_goes_on() -> None:
+def test_actions_differ_in_size() -> None:
     events = tuple((2.0 + 14 * k, 14.0 + 14 * k, name) for k, name in enumerate(ACTIONS))
     shown = playground.draw_play(60.0, events, np.random.default_rng(1))
-    found = {}
-    for start, end, name in events:
-        _, _, size, _ = playground.pose(shown, np.arange(start, end, 0.05))
-        assert size.max() / size.min() > 2, "each goes through all sizes"
-        speed = np.diff(size)
-        turns = int((np.diff(np.sign(speed)) != 0).sum())
-        found[name] = (speed.max() > 5 * -speed.min(), -speed.min() > 5 * speed.max(), turns)
-    assert found["deflating"][:2] == (True, False) and found["inflating"][:2] == (False, True)
-    assert found["breathing"][:2] == found["throbbing"][:2] == (False, False)
-    assert found["throbbing"][2] > 1.5 * found["breathing"][2]
+    size = {name: playground.pose(shown, np.arange(start, end, 0.05))[2] / shown.size for start, end, name in events}
+    assert size["deflated"].max() < 0.45 and size["inflated"].min() > 1.5 and (size["gone"] == 0).all()
 
 
 def test_the_balloon_is_where_and_as_large_as_it_is_said_to_be(clips: list[Clip]) -> None:
@@ -94,7 +85,7 @@ def test_the_balloon_is_where_and_as_large_as_it_is_said_to_be(clips: list[Clip]
     changed = np.abs(frames - playground.render_frames(dataclasses.replace(shown, size=1e-3))).max(-1) > 10
     axis = np.linspace(-1, 1, playground.SIDE)
     x, y, size, _ = playground.pose(shown, np.arange(192) / 12)
-    inside = np.flatnonzero((np.abs(x) + size < 0.95) & (np.abs(y) + size < 0.95))
+    inside = np.flatnonzero((size > 0) & (np.abs(x) + size < 0.95) & (np.abs(y) + size < 0.95))
     assert len(inside) > 100
     for k in inside[::20]:
         rows, columns = np.nonzero(changed[k])

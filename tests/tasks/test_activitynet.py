@@ -126,6 +126,58 @@ def test_the_class_of_a_video_is_all_it_shows(tmp_path: Path) -> None:
     assert load_format("activitynet").class_of is activitynet.class_of
 
 
+# --- a classifier of whole videos ------------------------------------------------------------------------------------------
+
+FOUR = {
+    "a": entry("training", (1, 2, "x")), "b": entry("validation", (1, 2, "y")), "c": entry("testing", (1, 2, "x")),
+    "d": entry("testing", (3, 4, "y")),
+}  # fmt: skip
+
+
+def scores(table: pd.DataFrame) -> dict[str, Any]:
+    return {row["id"]: json.loads(row["annotation"]).get("class_scores") for row in table.to_dict("records")}
+
+
+@pytest.mark.parametrize("folder", ["", "annotations"])
+def test_its_scores_are_read_and_written(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, FOUR, str(Path(folder, "a.json")), "x\ny\nz\n")
+    assert set(scores(activitynet.read(tmp_path)).values()) == {None}
+    published = {"results": {"c": [0.25, 0.5, 0], "d": [1, 0.125, 0.5], "e": [0, 0, 0]}, "class": ["z", "y", "x"]}
+    (tmp_path / folder / "classifier.json").write_text(json.dumps(published))
+    table = activitynet.read(tmp_path)
+    told = {"c": {"z": 0.25, "y": 0.5, "x": 0}, "d": {"z": 1, "y": 0.125, "x": 0.5}}
+    assert scores(table) == {"a": None, "b": None} | told
+    activitynet.write(table, tmp_path / "again")
+    without_z = {name: {label: own[label] for label in "yx"} for name, own in told.items()}
+    assert scores(activitynet.read(tmp_path / "again")) == {"a": None, "b": None} | without_z, "no video shows z"
+    by_label = json.loads((tmp_path / "again/classifier.json").read_text())
+    assert by_label == {"results": without_z}
+    activitynet.write(activitynet.read(tmp_path / "again"), tmp_path / "third")
+    assert (tmp_path / "third/classifier.json").read_bytes() == (tmp_path / "again/classifier.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"results": {"c": {"x": 1}}}, r"video d of the test split has no scores; add them, or delete the file"),
+        ({"results": {"c": {"w": 1}, "d": {}}}, r"video c: 'w' is none of the 2 classes of the annotations"),
+        ({"results": {"c": {"x": 1.5}}}, r"video c: the score of 'x' is 1\.5; it must lie in \[0, 1\]"),
+        ({"results": {"c": {"x": "1"}}}, r"video c: the score of 'x' is '1'"),
+        ({"results": {"c": [1]}, "class": ["x", "y"]}, r"video c has 1 scores and `class` not as many names"),
+        ({"results": {"c": [1]}}, r"video c has 1 scores and `class` not as many names"),
+        ({"results": {"c": 1}}, r"video c has 1 as scores; write one score for each"),
+        ({"results": []}, r"has no `results` of videos"),
+        ([], r"has no `results` of videos"),
+    ],
+)
+def test_scores_that_cannot_be(tmp_path: Path, content: Any, words: str) -> None:
+    write(tmp_path, FOUR)
+    (tmp_path / "classifier.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as error:
+        activitynet.read(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path / "classifier.json") in str(error.value)
+
+
 WRONG = {
     "subset": ({"a": entry("train")}, r"video a: subset is 'train'; write training, validation or testing"),
     "no subset": ({"a": {"duration": 3}}, r"video a: subset is None"),

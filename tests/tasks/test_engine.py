@@ -98,7 +98,7 @@ def test_average_of_weights_in_closed_form() -> None:
     module = nn.Linear(1, 1, bias=False)
     seen = [0.0, 1.0, 5.0, -2.0]
     nn.init.constant_(module.weight, seen[0])
-    average = optim.MovingAverage(module, 0.8)
+    average = optim.MovingAverage(module.state_dict(), 0.8)
     for value in seen[1:]:
         nn.init.constant_(module.weight, value)
         average.update()
@@ -226,6 +226,15 @@ def test_evaluation_begins_where_it_is_wanted(tmp_path: Path) -> None:
     assert [row["epoch"] for row in fitted.history if "val_error" in row] == [4, 6, 7]
 
 
+def test_no_epochs_score_and_keep_the_weights_that_are_there(tmp_path: Path) -> None:
+    for _ in range(2):  # as after a kill before the bundle was written
+        fitted = toy.train_here(tmp_path, epochs=0)
+        assert [(row["epoch"], row["step"]) for row in fitted.history] == [(0, 0)]
+        assert fitted.metrics["count"] == toy.NUM_VAL and fitted.metrics["error"] == fitted.history[0]["val_error"]
+        start = toy.build_task().module.state_dict()
+        assert all(torch.equal(value, start[key]) for key, value in fitted.weights.items())
+
+
 def test_bf16_trains_in_bf16_and_predicts_in_float32(tmp_path: Path) -> None:
     task, kinds = toy.build_task(), set()
     module: Any = task.module
@@ -271,7 +280,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_pa
     ("changes", "words"),
     [
         ({"batch_size": 43}, "42 clips, fewer than one batch of 43"),
-        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -1}, "epochs is -1"),
         ({"log_interval": 0}, "log_interval is 0"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"schedule_epochs": 2}, r"schedule_epochs is 2; it must be null or at least epochs \(3\)"),

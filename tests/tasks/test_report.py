@@ -245,6 +245,16 @@ def test_a_timeline_shows_each_segment_in_its_place() -> None:
     assert alone.startswith(b"\x89PNG")
 
 
+def test_a_timeline_without_a_segment_says_so() -> None:
+    row = {"clip": "c", "duration": 100.0, "kind": "nothing", "label": "", "start": 0.0, "end": 0.0, "score": 0.0}
+    with Image.open(io.BytesIO(report.draw(Table("Time", pd.DataFrame([row]), plot="timeline")))) as image:
+        pixels = np.asarray(image.convert("L"))
+    middle = pixels[:, pixels.shape[1] * 45 // 100 : pixels.shape[1] * 55 // 100]
+    assert (middle < 128).any()
+    full = pd.DataFrame([row, {**row, "clip": "d", "kind": "found", "label": "run", "end": 50.0, "score": 0.9}])
+    assert report.draw(Table("Time", full, plot="timeline")).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("classes", [3, 60])
 @pytest.mark.parametrize("kind", ["confusion", "bars", "lines"])
 def test_every_kind_of_plot_takes_awkward_tables(kind: str, classes: int) -> None:

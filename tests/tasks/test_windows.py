@@ -257,7 +257,8 @@ def test_a_raw_video_gives_the_windows_of_training(project: Path, monkeypatch: p
     clips, seen = windows(project, monkeypatch), []
     path = project / "data/toy/raw/c.mp4"
     answers = predictor(monkeypatch, seen).predict([path, path.read_bytes(), project / "gone.mp4", project])
-    assert answers == [{"windows": 22}, {"windows": 22}, {"error": "no such file"}, {"error": "no such file"}]
+    whole = {"duration": 3.0, "windows": 22}
+    assert answers == [whole, whole, {"error": "no such file"}, {"error": "no such file"}]
     expected = stack([clips[0, row] for row in range(len(clips)) if int(clips[0, row]["place"][1]) == 2])
     for found in seen:
         assert torch.equal(found["frames"][0], expected["frames"].float())
@@ -268,5 +269,5 @@ def test_a_raw_video_gives_the_windows_of_training(project: Path, monkeypatch: p
 def test_a_video_shorter_than_a_window(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Batch] = []
     short = predictor(monkeypatch, seen, frame_step=5)
-    assert short.predict([project / "data/toy/raw/a.mp4"]) == [{"windows": 1}]
+    assert short.predict([project / "data/toy/raw/a.mp4"]) == [{"duration": 1.0, "windows": 1}]
     assert seen[0]["length"].tolist() == [[2.0]]

@@ -8,8 +8,12 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +192,23 @@ def start(work: Path, rank: int = 0, world: int = 1, port: int = 0, **given: Any
     return process  # pyright: ignore[reportReturnType]
 
 
+def train_in_two(work: Path, **given: Any) -> list[int | None]:
+    """Exit codes of two gloo processes that trained together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(work, rank, 2, port, **given) for rank in range(2)]
+    for process in processes:
+        process.join(200)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
 def _process(
     work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
-    kill_at_flush: int = 0, slow: float = 0.0, **changes: Any,
+    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, base: str = "", **changes: Any,
 ) -> None:  # fmt: skip
     """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
     torch.set_num_threads(1)
@@ -202,7 +220,8 @@ def _process(
         }  # fmt: skip
     if kill_at_flush:
         _kill_at_flush(kill_at_flush)
-    task = build_task({"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}[kind], **options or {})
+    kinds = {"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}
+    task = replace((build or partial(build_task, kinds[kind]))(**options or {}), base=base)
     if slow:
         task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
     with distributed.launched("cpu") as place, contextlib.redirect_stderr(Path(os.devnull).open("w")):
