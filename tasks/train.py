@@ -364,7 +364,9 @@ def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> 
     clips = open_clips(job, "val", training=False)
     size = settings.micro_batch or max(1, settings.batch_size // place.world)
     found = predictions(trained.module(), clips, size, settings.num_workers, place.device, "calibration, val")
-    return job.phase.calibrate(job.config, job.facts, found, manifest.clips(manifest.read(job.dataset), "val"))
+    return job.phase.calibrate(
+        job.config, job.facts, found, manifest.clips(manifest.read(job.dataset, features_of(job)), "val")
+    )
 
 
 def main() -> None:
