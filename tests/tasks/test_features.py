@@ -165,7 +165,8 @@ def test_training_data_and_prediction_see_the_same(project: Path, tmp_path: Path
     phase, folder = toy_features.FAMILY.phases["tags"], Path("artifacts") / NAME / "features"
     config = toy_features.Tags(4)
     clips = open_split("clips", "test", phase.clip(config), phase.transform(config, facts, False), 0, features=folder)
-    assert len(clips) == 2  # the third is broken
+    seen = [clips[0, row]["features"] for row in range(len(clips))]
+    assert len(seen) == 2  # the third is broken
     shutil.copytree(save_tags(), tmp_path / "alone")
     shutil.rmtree("artifacts")  # a bundle needs nothing else
     predictor = Predictor(bundle.load(tmp_path / "alone"))
@@ -174,8 +175,8 @@ def test_training_data_and_prediction_see_the_same(project: Path, tmp_path: Path
     answers = predictor.predict([*paths, paths[0].read_bytes()])
     assert answers[1]["error"].startswith("unreadable") and answers[3] == answers[0]
     net = predictor.module.cpu()
-    for row, answer in ((0, answers[0]), (1, answers[2])):
-        expected = net({"features": clips[0, row]["features"][None]})["logits"][0].tolist()
+    for features_of_clip, answer in zip(seen, (answers[0], answers[2]), strict=True):
+        expected = net({"features": features_of_clip[None]})["logits"][0].tolist()
         assert answer["scores"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -224,7 +225,7 @@ def test_folders_of_pictures(tmp_path: Path, media: Path) -> None:
     assert (probe["frames"], probe["width"], probe["height"], probe["reason"]) == (6, 96, 64, "")
     raw = raw_clip.open_clip(tmp_path / "img_00001.jpg")
     found = dict(raw.read([0, 4]))
-    assert raw.num_frames == 6 and abs(found[4].astype(int) - images[4]).mean() < 6
+    assert raw.num_frames == 6 and abs(found[4].astype(int) - images[4]).mean() < 10  # of colours by halves
     (tmp_path / "img_00003.jpg").unlink()
     assert clean.probe_clip(tmp_path / "img_00001.jpg")["reason"] == "missing"
 
