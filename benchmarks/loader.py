@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 from models.family import Batch, ClipSpec, Facts, Sample
 from models.samples import Augmentation
 from models.t3av import FAMILY
-from tasks import clean, download, params, storage, stores, subset, train
+from tasks import clean, download, jobs, params, storage, stores, subset, train
 from tasks.data import manifest
 from tasks.data.audio import FULL_SCALE
 from tasks.data.frame_store import decode_jpegs
@@ -165,7 +165,7 @@ def compare(dataset: str, repeats: int) -> None:
 
 def wait() -> None:
     """Fine-tune on the demo and print what the engine says of each epoch after the first."""
-    job = train.read_job("t3av", "finetune")
+    job = jobs.read_job("t3av", "finetune")
     steps = int((manifest.read("sounds")["split"] == "train").sum()) // job.settings.batch_size
     job = replace(job, settings=replace(job.settings, log_interval=steps))
     shares: list[float] = []

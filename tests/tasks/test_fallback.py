@@ -11,7 +11,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 import models
 from models.family import Facts, InputError, UnreachableError
-from tasks import params, train
+from tasks import jobs, params, train
 from tasks.engine.run import Training
 
 PHASE = models.load("wildlife").phases["finetune"]
@@ -23,14 +23,14 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def job(**change) -> train.Job:
+def job(**change) -> jobs.Job:
     """The tiny phase with other values of its video encoder."""
     model = PHASE.tiny.model
     encoder = dataclasses.replace(model.video_encoder, freeze_backbone=True, **change)
     config = dataclasses.replace(PHASE.tiny, model=dataclasses.replace(model, video_encoder=encoder))
     settings = params.phase("wildlife", "finetune", Training)[2]
     facts = Facts({"species": ["fox", "wolf"], "activity": ["resting"]}, -5.0, 4.0)
-    return train.Job("wildlife", "finetune", PHASE, config, settings, "animals", facts)
+    return jobs.Job("wildlife", "finetune", PHASE, config, settings, "animals", facts)
 
 
 def test_the_bundle_tells_what_was_built_instead(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 import models
 from models.family import InputError
-from tasks import bundle, clean, features, params, storage, stores, train
+from tasks import bundle, clean, features, jobs, params, storage, stores, train
 from tasks.data import manifest, raw_clip, video
 from tasks.data.extraction import Extractor, Features
 from tasks.data.feature_store import FeatureStore
@@ -144,9 +144,9 @@ def test_too_many_failures_end_the_stage(project: Path) -> None:
 
 def save_tags() -> Path:
     """The bundle that training would leave, with what it says of its features."""
-    job = train.Job(
+    job = jobs.Job(
         NAME, "tags", toy_features.FAMILY.phases["tags"], toy_features.Tags(4), None, "clips",  # pyright: ignore
-        train.read_facts(NAME, "clips"),
+        jobs.read_facts(NAME, "clips"),
     )  # fmt: skip
     torch.manual_seed(1)
     module = job.phase.build(job.config, job.facts)
@@ -160,7 +160,7 @@ def save_tags() -> Path:
 
 def test_training_data_and_prediction_see_the_same(project: Path, tmp_path: Path) -> None:
     features.features(features.read_job(NAME), CPU)
-    facts = train.read_facts(NAME, "clips")
+    facts = jobs.read_facts(NAME, "clips")
     assert facts.labels == {"tag": ["cat #0", "cat #1"]} and sum(facts.counts["tag"]) == 3  # one clip went to val
     phase, folder = toy_features.FAMILY.phases["tags"], Path("artifacts") / NAME / "features"
     config = toy_features.Tags(4)

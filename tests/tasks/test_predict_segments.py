@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 import models
 from models.family import InputError
-from tasks import bundle, predict, storage, stores, train
+from tasks import bundle, jobs, predict, storage, stores, train
 from tasks.data import manifest, video
 from tasks.engine.distributed import Place
 from tests.tasks import stage_process, toy_training
@@ -59,11 +59,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., 
     return root
 
 
-def job(**changes: Any) -> train.Job:
+def job(**changes: Any) -> jobs.Job:
     phase = models.load("adatad").phases["finetune"]
     settings = toy_training.settings(epochs=2, batch_size=2)
-    facts = train.read_facts("adatad", "toy")
-    return replace(train.Job("adatad", "finetune", phase, phase.tiny, settings, "toy", facts), **changes)
+    facts = jobs.read_facts("adatad", "toy")
+    return replace(jobs.Job("adatad", "finetune", phase, phase.tiny, settings, "toy", facts), **changes)
 
 
 @pytest.fixture

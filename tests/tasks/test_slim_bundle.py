@@ -20,7 +20,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 import models
 from models.family import InputError
 from models.weights import frozen_digest, frozen_state
-from tasks import bundle, compact, storage, stores, train
+from tasks import bundle, compact, jobs, storage, stores, train
 from tasks.data import manifest, video
 from tasks.engine import checkpoint, distributed
 from tasks.predict import Predictor
@@ -64,14 +64,14 @@ def project(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def job(name: str = "none", slim: bool = True, mode: str = "adapter", **changes: Any) -> train.Job:
+def job(name: str = "none", slim: bool = True, mode: str = "adapter", **changes: Any) -> jobs.Job:
     """The tiny phase with a base of that name."""
     model = PHASE.tiny.model
     backbone = replace(model.backbone, model_name=name, mode=mode)
     config = replace(PHASE.tiny, model=replace(model, backbone=backbone))
     settings = toy.settings(**{"epochs": 2, "batch_size": 1, "ema_decay": 0.9} | changes)
-    facts = train.read_facts("adatad", "actions")
-    return train.Job("adatad", "finetune", replace(PHASE, slim=slim), config, settings, "actions", facts)
+    facts = jobs.read_facts("adatad", "actions")
+    return jobs.Job("adatad", "finetune", replace(PHASE, slim=slim), config, settings, "actions", facts)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def unheard(metrics: dict[str, float], step: int) -> None:
     pass
 
 
-def trained(given: train.Job) -> bundle.Bundle:
+def trained(given: jobs.Job) -> bundle.Bundle:
     torch.rand(7)  # whatever was drawn before changes nothing
     train.train(given, HERE, unheard)
     return bundle.load(given.out)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import models
 from models.family import Batch, InputError
-from tasks import bundle, train
+from tasks import bundle, jobs, train
 from tasks.engine import distributed, loop
 from tests.tasks import toy_animals
 from tests.tasks import toy_training as toy
@@ -56,16 +56,16 @@ def test_the_engine_hands_over_what_the_teacher_says(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> jobs.Job:
     """The distillation of a project whose other phase is there."""
     monkeypatch.chdir(tmp_path)
     toy_animals.write_project(tmp_path)
     shutil.rmtree(tmp_path / "artifacts/wildlife/distill")
     settings = toy.settings(epochs=1, micro_batch=4)
-    return train.Job("wildlife", "distill", PHASE, PHASE.tiny, settings, "animals", toy_animals.FACTS)
+    return jobs.Job("wildlife", "distill", PHASE, PHASE.tiny, settings, "animals", toy_animals.FACTS)
 
 
-def test_a_student_is_a_bundle_of_its_own(job: train.Job) -> None:
+def test_a_student_is_a_bundle_of_its_own(job: jobs.Job) -> None:
     train.train(job, HERE, lambda metrics, step: None)
     student, teacher = bundle.load(job.out), bundle.load(Path("artifacts/wildlife/finetune"))
     assert student.state.keys() == PHASE.build(PHASE.tiny, toy_animals.FACTS).state_dict().keys()
@@ -77,7 +77,7 @@ def test_a_student_is_a_bundle_of_its_own(job: train.Job) -> None:
     assert "train_loss_species_teacher" in (job.out / "history.csv").read_text()
 
 
-def test_another_teacher_is_another_run(job: train.Job) -> None:
+def test_another_teacher_is_another_run(job: jobs.Job) -> None:
     """Resume state is keyed by the teacher's weights, too."""
     origins = []
     for seed in (0, 1):
@@ -88,7 +88,7 @@ def test_another_teacher_is_another_run(job: train.Job) -> None:
     assert train.work_folder(job, origins[0]) != train.work_folder(job, origins[1])
 
 
-def test_a_teacher_that_cannot_teach_is_one_line(job: train.Job) -> None:
+def test_a_teacher_that_cannot_teach_is_one_line(job: jobs.Job) -> None:
     with pytest.raises(InputError, match="knows other classes"):
         train.find_teacher(replace(job, facts=replace(job.facts, labels={**job.facts.labels, "species": ["cat"]})))
     video = replace(PHASE.tiny.model.video_encoder, frame_size=32)
