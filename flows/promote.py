@@ -17,22 +17,19 @@ from flows import orchestration
 from models.family import InputError
 from tasks import params
 
-Family = Annotated[str, Field(description="A folder of models/, such as t3av")]
-Number = Annotated[int | None, Field(ge=1, title="Version", description="Empty: the one with the alias candidate")]
-MinGain = Annotated[
-    float | None,
-    Field(
-        ge=-1,
-        le=1,
-        title="Minimum gain",
-        description="The whole 95 % interval of the difference must reach it; empty: as params.yaml says",
-    ),
-]
+Number = Annotated[int | None, Field(ge=1)]
+MinGain = Annotated[float | None, Field(ge=-1, le=1)]
 
 
 @flow(name="promote", persist_result=False)
-def promote(family: Family = "t3av", version: Number = None, min_gain: MinGain = None) -> State[Any]:
-    """The state is Promoted or Held; versions that cannot be compared make the run fail with one line."""
+def promote(family: str = "t3av", version: Number = None, min_gain: MinGain = None) -> State[Any]:
+    """The state is Promoted or Held; versions that cannot be compared make the run fail with one line.
+
+    Args:
+        family: A folder of models/, such as t3av
+        version: Empty is the one with the alias candidate
+        min_gain: The whole 95 % interval of the difference must reach it; empty is as params.yaml says
+    """
     from tasks import promote as gate  # loads torch: not for whoever only reads the form
 
     project = orchestration.project()

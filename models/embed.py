@@ -35,6 +35,11 @@ def sincos(length: int, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1).float()
 
 
+def sincos_in_turn(length: int, dim: int) -> Tensor:
+    """(length, dim) fixed positions with sines and cosines in turn (Vaswani et al. 2017), as VideoMAE has them. dim is even."""
+    return sincos(length, dim).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
+
+
 def sincos_grid(rows: int, columns: int, dim: int) -> Tensor:
     """(rows · columns, dim): half of the channels for the row, half for the column (MAE, He et al. 2022). dim % 4 == 0."""
     row, column = sincos(rows, dim // 2), sincos(columns, dim // 2)

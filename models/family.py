@@ -6,6 +6,7 @@ goes through the fields below and knows no family by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -29,14 +30,37 @@ class UnreachableError(InputError):
 
 
 @dataclass(frozen=True)
+class WindowSpec:
+    """How long videos are seen piece by piece: `ClipSpec.num_frames` neighbouring stored frames at once, without sound."""
+
+    stride: int  # stored frames from one window of a video to the next in evaluation, not more than a window has
+    # draw(stored frames of a video, its annotation, seconds from one to the next, rng) -> first and number of those that
+    # training sees of it this time, at most a window's
+    draw: Callable[[int, Mapping[str, Any], float, np.random.Generator], tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class ClipSpec:
     """What the loader must read of one clip."""
 
-    num_frames: int  # picked uniformly over the stored ones; 0 = the phase sees no pictures
+    # Picked uniformly over the stored ones, or a window of neighbours; 0 = the phase sees no pictures.
+    num_frames: int
     sample_rate: int  # Hz, of the waveform handed over
     audio_seconds: float  # length of the waveform, cut or zero-padded; 0 = the phase hears nothing
     # Of clips that were prepared elsewhere the phase takes a spectrogram, `Sample.mel`, in place of the waveform.
     takes_mel: bool = False
+    # An epoch of training takes one window of each clip; evaluation takes all windows of all clips, a row each.
+    window: WindowSpec | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the frames of a sample stand in their video."""
+
+    first: int  # stored frame; frame i of the sample is shown at (first + i) * step
+    step: float  # seconds from one stored frame to the next
+    duration: float  # seconds, of the whole video
+    clip: int  # row of the video in its split
 
 
 @dataclass
@@ -50,6 +74,7 @@ class Sample:
     rng: np.random.Generator  # seeded by (seed, epoch, clip): the only source of randomness of a transform
     # (frames, mel) float32 in place of `wave`, whole and in units of its own (Facts has their mean): only with takes_mel
     mel: np.ndarray | None = None
+    window: Window | None = None  # of a phase with windows, whose frames are then fewer where the video ends before
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,12 @@ class Facts:
     mel_std: float
     # head -> training clips of each class, where annotations hold the class's name under the head's
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    # class name -> the score from which on an answer is believed, as `Phase.calibrate` tells it of the trained module
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def believes(self, label: str, score: float) -> bool:
+        """Whether a person should see the answer: always, where no threshold is known."""
+        return score >= self.thresholds.get(label, 0.0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +105,27 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for logs."""
         return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} fresh, {len(self.dropped)} dropped"
+
+    def lines(self) -> list[str]:
+        """What happened to each key; keys that differ in nothing but their first number share a line."""
+        alike: dict[tuple[str, str], list[int]] = {}
+        for word, keys in (("loaded", self.loaded), ("fresh", self.fresh), ("dropped", self.dropped)):
+            for key in keys:
+                before, number, after = re.fullmatch(r"(.*?)(?:\b(\d+)\b(.*))?", key).groups("")  # pyright: ignore
+                numbers = alike.setdefault((f"{word} {before}", after), [])
+                numbers += [int(number)] if number else []
+        joined = {ends: ",".join(str(n) for n in sorted(numbers)) for ends, numbers in alike.items()}
+        return [
+            f"{start}{{{text}}}{end}" if "," in text else start + text + end for (start, end), text in joined.items()
+        ]
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """How the optimizer treats some of a module's parameters."""
+
+    lr: float  # times the phase's
+    decay_all: bool  # weight decay on biases, norms and scales too, not only on weights of two or more dimensions
 
 
 class Metric(Protocol):
@@ -100,12 +152,26 @@ class Phase:
     # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device. A module whose
     # loss compares all clips of a batch has `joint_loss`, forward(batch, part="embeddings") and
     # forward(embeddings, part="loss") too: then a batch may be larger than what fits into memory at once.
+    # A transform may count: beside `num_x` (B,) a training batch has `total_x` (), its sum over all clips of the step, and
+    # `total_clips` (), whatever processes and micro-batches share them. As the step's gradient is the mean over its clips,
+    # a loss of sum(own clips) / total_x is that times total_clips / own clips. What a module carries from step to step it
+    # moves in `end_step(batch)`, called once after each, with those totals in the batch.
     build: Callable[[Any, Facts], nn.Module]
     metrics: Callable[[Any, Facts], Metric]
     best: tuple[str, Literal["max", "min"]]  # the validation metric that selects the `best` checkpoint
     tiny: Any  # the smallest Config, so that CPU tests cover the phase
+    # merge(config, predictions of all windows of some clips) -> what `present` takes, a row a clip in their order. Every phase
+    # with windows has it; its predictions name the clip of each window by its row, as `clip` (B,).
+    merge: Callable[[Any, Batch], Batch] | None = None
     # present(predictions, facts) -> one JSON-able answer a clip: what a person wants to read
     present: Callable[[Batch, Facts], list[dict[str, Any]]] | None = None
+    # calibrate(config, facts, the best weights' predictions for the val split as `Evaluation.predict` gives them, its clips)
+    # -> Facts.thresholds, which travel with the weights. Of what `present` lists, {"label", "score", …} below them is not
+    # shown to people.
+    calibrate: Callable[[Any, Facts, Mapping[str, np.ndarray], Sequence[ClipInfo]], dict[str, float]] | None = None
+    # export(answers of `present` by clip name, facts) -> name of a file -> its text, or a table to draw as PNG: what else a
+    # person takes away, whatever was shown. For phases with windows an answer has the clip's `duration` in seconds, too.
+    export: Callable[[Mapping[str, Mapping[str, Any]], Facts], Mapping[str, str | Table]] | None = None
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
     # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
@@ -118,6 +184,9 @@ class Phase:
     # Names of third-party weights by slot, "none" where there are none; and how a slot's state goes into the module.
     pretrained: Callable[[Any], dict[str, str]] = field(default=lambda config: {})
     load_pretrained: Callable[[nn.Module, str, Mapping[str, Tensor]], LoadReport] | None = None
+    # Bundles and checkpoints leave out frozen parameters that were never trained: these are made again, from the seed and
+    # from `pretrained`, and must be the same to the byte. False = they hold everything.
+    slim: bool = False
     # fallback(config, slot) -> the config to train with instead where a slot's weights are not on this machine and the
     # hub cannot be reached; None = that ends the run. The bundle keeps the config that was trained.
     fallback: Callable[[Any, str], Any | None] = field(default=lambda config, slot: None)
@@ -126,6 +195,8 @@ class Phase:
     frequencies: Callable[[Any, Sequence[Mapping[str, Any]]], np.ndarray | None] = field(
         default=lambda config, clips: None
     )
+    # Prefix of parameters' names -> how they are trained, where other than the rest; the first prefix that fits counts.
+    parameter_groups: Callable[[Any], Mapping[str, ParameterGroup]] = field(default=lambda config: {})
     # True when all that precedes `module.encode(batch) -> Batch` is frozen, so that its result may be computed once per
     # clip; forward then receives the encoded tensors in the batch in place of frames and wave.
     cacheable: Callable[[Any], bool] = field(default=lambda config: False)
@@ -150,7 +221,7 @@ class Evaluation(Protocol):
     seed: int
 
     def clips(self, split: str) -> list[ClipInfo]:
-        """The clips of a split, in the order of predictions."""
+        """The clips of a split, in the order of predictions; those of windows tell their clip's place by `clip`."""
         ...
 
     def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:
@@ -169,7 +240,10 @@ class Table:
     title: str
     frame: pd.DataFrame
     note: str = ""
-    plot: Literal["", "confusion", "bars", "lines"] = ""
+    # timeline: a row is a segment, in columns clip, duration (of the clip), kind (truth | found), label, start, end, score;
+    # seconds. The clips are drawn in the order in which they come. One without a segment
+    # has a row of kind "nothing" with no label.
+    plot: Literal["", "confusion", "bars", "lines", "timeline"] = ""
 
 
 @dataclass(frozen=True)

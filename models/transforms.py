@@ -1,8 +1,9 @@
-"""Sound to log-mel pictures on the device, and augmentations of pictures in the loader."""
+"""Sound to log-mel pictures on the device, and augmentations of pictures in the loader and on the device."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -128,3 +129,99 @@ def _random_part(rng: np.random.Generator, height: int, width: int, min_area: fl
     tall = min(height, max(1, round(math.sqrt(area / ratio))))
     wide = min(width, max(1, round(math.sqrt(area * ratio))))
     return int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1)), tall, wide
+
+
+# --- pictures on the device, changed alike all through a clip ------------------------------------------------------------
+
+TO_YIQ = (
+    (0.299, 0.587, 0.114),
+    (0.5959, -0.2746, -0.3213),
+    (0.2115, -0.5227, 0.3112),
+)  # of RGB: luma, and two of colour
+FROM_YIQ = np.linalg.inv(TO_YIQ).tolist()
+PIECE = 64  # frames that are changed at once, so that few of them are there as float32
+# What RandAugment (Cubuk et al. 2020) does, at the most: degrees, shares of an edge, of a factor, of the range of levels.
+OPERATIONS = {
+    "rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.2, "translate_y": 0.2,
+    "brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "solarize": 1.0,
+}  # fmt: skip
+
+
+def draw_changes(rng: np.random.Generator, color: float, hue: float, num_operations: int) -> dict[str, Tensor]:
+    """What `change` does to a clip: jitter of colours, and so many of OPERATIONS, each in any strength; {} = nothing.
+
+    color (4,): factors of brightness, contrast and saturation from 1 - `color` to 1 + `color`, and turns of the hue up to
+    `hue`. With operations too: affine (2, 3), and solarize (), the level from which levels are inverted.
+    """
+    if not (color or hue or num_operations):
+        return {}
+    factors = np.append(rng.uniform(1 - color, 1 + color, 3), rng.uniform(-hue, hue))
+    affine, solarize = np.eye(3), 256.0
+    for name in rng.choice(list(OPERATIONS), num_operations):
+        strength = float(rng.uniform(-1, 1)) * OPERATIONS[name]
+        if name == "solarize":
+            solarize = min(solarize, 256 * (1 - abs(strength)))
+        elif name in ("brightness", "contrast", "saturation"):
+            factors[("brightness", "contrast", "saturation").index(name)] *= 1 + strength
+        else:
+            affine = _affine(name, strength) @ affine
+    changes = {"color": torch.from_numpy(factors).float()}
+    if num_operations:
+        changes |= {"affine": torch.from_numpy(affine[:2]).float(), "solarize": torch.tensor(solarize)}
+    return changes
+
+
+def _affine(name: str, strength: float) -> np.ndarray:
+    """(3, 3) of an operation that moves the points of a picture, whose edges are 2 long."""
+    if name == "rotate":
+        sine, cosine = math.sin(math.radians(strength)), math.cos(math.radians(strength))
+        return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    moved = np.eye(3)
+    places = {"shear_x": (0, 1), "shear_y": (1, 0), "translate_x": (0, 2), "translate_y": (1, 2)}
+    moved[places[name]] = strength * (2 if name.startswith("translate") else 1)
+    return moved
+
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
+def change(frames: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+    """(B, T, 3, H, W) uint8 with each clip's own draw of `draw_changes`, stacked; the operations first, colours after."""
+    if "color" not in changes:
+        return frames
+    return torch.cat([_change(piece.float(), changes) for piece in frames.split(PIECE, 1)], 1)
+
+
+def _change(frames: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+    if "affine" in changes:
+        frames = solarized(moved(frames, changes["affine"]), changes["solarize"])
+    return (recolored(frames, changes["color"]) + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def moved(frames: Tensor, affine: Tensor) -> Tensor:
+    """(B, T, 3, H, W) float32, each clip's points moved by its (2, 3); grey where nothing comes from."""
+    clips, _, _, height, width = frames.shape
+    grid = functional.affine_grid(affine, [clips, 1, height, width], align_corners=False)
+    out = functional.grid_sample(frames.flatten(1, 2) - 127.5, grid, mode="bilinear", align_corners=False)
+    return out.view_as(frames) + 127.5
+
+
+def solarized(frames: Tensor, level: Tensor) -> Tensor:
+    """(B, T, 3, H, W) in [0, 255], inverted from each clip's `level` (B,) on; 256 = not at all."""
+    return torch.where(frames >= level[:, None, None, None, None], 255 - frames, frames)
+
+
+def recolored(frames: Tensor, color: Tensor) -> Tensor:
+    """(B, T, 3, H, W) float32 with each clip's factors of brightness, contrast and saturation, and turns of its hue, (B, 4).
+
+    Contrast is that to a frame's mean luma; the hue turns in the plane of I and Q, which leaves the luma as it is.
+    """
+    brightness, contrast = (color[:, i, None, None, None, None] for i in range(2))
+    to_yiq, from_yiq = (torch.tensor(values, device=frames.device) for values in (TO_YIQ, FROM_YIQ))
+    frames = frames * brightness
+    mean = torch.einsum("btchw,c->bthw", frames, to_yiq[0]).mean((-2, -1))[:, :, None, None, None]
+    frames = contrast * frames + (1 - contrast) * mean
+    saturation, angle = color[:, 2], 2 * math.pi * color[:, 3]
+    sine, cosine = saturation * angle.sin(), saturation * angle.cos()
+    one, none = torch.ones_like(sine), torch.zeros_like(sine)
+    turn = torch.stack([one, none, none, none, cosine, -sine, none, sine, cosine], -1).view(-1, 3, 3)
+    return torch.einsum("btchw,bdc->btdhw", frames, from_yiq @ turn @ to_yiq)

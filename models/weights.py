@@ -1,7 +1,8 @@
-"""Weights into modules: every key matched or reported; and weights in 8 bits, for files and for CPUs."""
+"""Weights into modules: every key matched or reported; what of them is trained; and weights in 8 bits."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -40,6 +41,29 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], fresh: tuple[s
     loaded = {key: value for key, value in state.items() if key in own}
     module.load_state_dict(loaded, strict=False)
     return LoadReport(sorted(loaded), missing, sorted(key for key in state if key not in own))
+
+
+# --- what is trained, and what is frozen ---------------------------------------------------------------------------------
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state without frozen parameters: what training can have changed."""
+    frozen = frozen_state(module)
+    return {key: value for key, value in module.state_dict().items() if key not in frozen}
+
+
+def frozen_state(module: nn.Module) -> dict[str, Tensor]:
+    """Of the module's state the parameters that are not trained, in the order of their keys."""
+    frozen = {key for key, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {key: value for key, value in sorted(module.state_dict().items()) if key in frozen}
+
+
+def frozen_digest(module: nn.Module) -> str:
+    """SHA-256 over the bytes of the frozen parameters, in the order of their keys."""
+    digest = hashlib.sha256()
+    for value in frozen_state(module).values():
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- int8 ----------------------------------------------------------------------------------------------------------------

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import models
-from models.family import Facts, InputError, LoadReport
-from models.weights import compute_in_int8, dequantise, load_matching
-from tasks import params, storage
+from models.family import Facts, InputError, LoadReport, Phase
+from models.weights import compute_in_int8, dequantise, frozen_digest, frozen_state, load_matching
+from tasks import params, pretrained, storage
 
 WEIGHTS, META, HISTORY = "weights.safetensors", "bundle.json", "history.csv"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen weights that a slim bundle leaves out: which they are, and what makes them again."""
+
+    sha256: str  # models.weights.frozen_digest
+    seed: int  # of the random weights, into which the named ones go
+    phase: Phase  # whose module had them first: the bundle's, or that of the bundle it started from
+    config: Any
+    facts: Facts
+
+    def build(self) -> nn.Module:
+        """The module as it was before any training, on the CPU; InputError where the named weights are not here."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            module = self.phase.build(self.config, self.facts)
+        for slot, name in self.names.items():
+            pretrained.fill(self.phase, module, slot, name, pretrained.load_state(name)[0])
+        return module
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The third-party weights in it, by slot."""
+        return {slot: name for slot, name in self.phase.pretrained(self.config).items() if name != "none"}
+
+    def __str__(self) -> str:
+        return " and ".join(self.names.values()) or f"random weights of seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,7 @@ class Bundle:
     meta: Mapping[str, Any]
     state: dict[str, Tensor]
     path: Path  # of the weights, for messages
+    base: Base | None = None  # where the file of weights does not hold the frozen ones
 
     def module(self) -> nn.Module:
         """The trained module in evaluation mode, on the CPU; in int8 as far as its weights are stored so."""
@@ -44,10 +75,35 @@ class Bundle:
 
     def load_into(self, module: nn.Module, fresh: tuple[str, ...] = ()) -> LoadReport:
         """The weights into a module, of which what starts with one of `fresh` may be new; InputError names the file."""
+        state = self.whole()
         try:
-            return load_matching(module, dequantise(self.state), fresh)
+            return load_matching(module, dequantise(state), fresh)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
+
+    def whole(self) -> dict[str, Tensor]:
+        """All weights as they are stored, and the frozen ones, made again, where the file leaves them out."""
+        return self.state if self.base is None else {**self.state, **self._frozen(self.base)}
+
+    def _frozen(self, base: Base) -> dict[str, Tensor]:
+        """The base's weights; InputError names bundle.json and them, where they are not here or are others."""
+        path = self.path.with_name(META)
+        try:
+            module = base.build()
+        except InputError as error:
+            raise InputError(
+                f"{path}: trained on {base}, which cannot be had ({error}); bring it, or write into this file where it is"
+            ) from None
+        if (found := frozen_digest(module)) != base.sha256:
+            known = ", ".join(str(self.meta["pretrained"].get(slot, "unknown")) for slot in base.names)
+            advice = (
+                f"bring {known}" if known else "another torch or processor draws others: train it again on this one"
+            )
+            raise InputError(
+                f"{path}: trained on other frozen weights (SHA-256 {base.sha256[:12]}) than {base} here ({found[:12]}); "
+                f"{advice}"
+            )
+        return frozen_state(module)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -75,17 +131,36 @@ def load(folder: Path) -> Bundle:
         raise InputError(f"{folder / META} is damaged or foreign ({error}); bring the bundle again") from None
     if phase not in phases:
         raise InputError(f"{folder / META}: {family} has no phase {phase!r}; it has {', '.join(phases)}")
-    try:
-        typed = params.typed(phases[phase].Config, config, "config")
-    except InputError as error:
-        reason = str(error).removeprefix("params.yaml: ")
-        raise InputError(f"{folder / META} is of another version: {reason}; train the phase again") from None
+    typed, base = _typed(folder, phases[phase], config), read_base(folder, phases, meta)
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder / WEIGHTS} is missing or damaged ({reason}); bring the bundle again") from None
-    return Bundle(family, phase, typed, facts, meta, state, folder / WEIGHTS)
+    return Bundle(family, phase, typed, facts, meta, state, folder / WEIGHTS, base)
+
+
+def _typed(folder: Path, phase: Phase, config: Any) -> Any:
+    """The phase's config out of bundle.json."""
+    try:
+        return params.typed(phase.Config, config, "config")
+    except InputError as error:
+        reason = str(error).removeprefix("params.yaml: ")
+        raise InputError(f"{folder / META} is of another version: {reason}; train the phase again") from None
+
+
+def read_base(folder: Path, phases: Mapping[str, Phase], meta: Mapping[str, Any]) -> Base | None:
+    """What bundle.json says of the frozen weights that weights.safetensors lacks; None where it lacks none."""
+    if "base" not in meta:
+        return None
+    try:
+        told = {**meta, **meta["base"]}  # what made them is the bundle's own, unless `base` says otherwise
+        phase, facts, sha256, seed = phases[told["phase"]], Facts(**told["facts"]), told["sha256"], int(told["seed"])
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError(f"{sha256} is no SHA-256")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / META}: its `base` is damaged ({error}); bring the bundle again") from None
+    return Base(sha256, seed, phase, _typed(folder, phase, told["config"]), facts)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from models.family import InputError
-from tasks import command, params, quarantine, storage, tracking
+from tasks import annotations, command, params, quarantine, storage, tracking
 from tasks.data import audio, clip_files, manifest, prepared, video, workers
 from tasks.datasets import load_format
 
@@ -160,10 +160,13 @@ def clean(dataset: str, settings: Clean) -> str:
         page = quarantine.REPORTS / dataset / "quarantine.html"
         quarantine.write_page(dropped, len(table), dataset, page)
         quarantine.check_share(dropped, len(table), settings.max_quarantine, section)
+        form = load_format(params.value("download", dataset, "format"))
+        pages = [page, annotations.review(form, table, root / "raw", dataset)]
         with storage.atomic_folder(root / "clean") as folder:
             manifest.write(usable.assign(has_video=True).astype(KINDS), folder / "manifest.parquet")
             quarantine.write_list(dropped, folder / "quarantine.csv")
-            shutil.copyfile(page, folder / page.name)
+            for path in filter(None, pages):
+                shutil.copyfile(path, folder / path.name)
         shutil.rmtree(work)
     splits = ", ".join(f"{(usable['split'] == split).sum()} {split}" for split in manifest.SPLITS)
     reasons = f": {quarantine.count_reasons(dropped)}; see {root / 'clean' / page.name}" if len(dropped) else ""
@@ -181,7 +184,8 @@ def main() -> None:
         line = clean(dataset, settings)
         table = manifest.read_clean(dataset)
         run.log({"clips": len(table), "hours": float(table["duration"].sum()) / 3600})
-        run.artifact(root / "clean" / "quarantine.html")
+        for page in sorted((root / "clean").glob("*.html")):
+            run.artifact(page)
     command.say(line)
 
 

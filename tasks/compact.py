@@ -24,8 +24,8 @@ import models
 from models.weights import quantise
 from tasks import bundle, command, params, register, storage, tracking
 from tasks.command import say
-from tasks.data.batches import InOrder, build_loader, read_batches, stack
-from tasks.data.loader import ClipDataset, open_split
+from tasks.data.batches import Clips, InOrder, build_loader, read_batches, stack
+from tasks.data.loader import open_split
 
 FULL, SUFFIX = "full", "macro_f1"  # the model that the others are measured against, and by which of the phase's metrics
 NOTE = """
@@ -55,7 +55,7 @@ class Variant:
     name: str  # also its alias in the registry
     folder: Path
     trained: bundle.Bundle
-    clips: ClipDataset  # the test split as it takes it
+    clips: Clips  # the test split as it takes it
 
 
 def make(family: str) -> list[Variant]:
@@ -75,6 +75,7 @@ def write_int8(source: Path, folder: Path) -> None:
     """The bundle at `source` with int8 weights: one that loads, answers and registers like any other."""
     trained = bundle.load(source)
     meta = {**trained.meta, "quantised_from": storage.file_digest(trained.path)}
+    meta.pop("base", None)  # in 8 bits it is another, which the file holds
     history: list[dict[str, Any]] = pd.read_csv(source / bundle.HISTORY).to_dict("records")  # pyright: ignore
     bundle.save(folder, quantise(trained.module()), meta, history)
 

@@ -167,8 +167,8 @@ def disagreements(first: Side, second: Side, family: Family) -> Table:
     metric, statistic = family.headline
     worth = [
         # np.eye(1, N, k) weighs clip k alone.
-        np.array([statistic(table)(np.eye(1, len(table), row))[0] for row in rows.tolist()])
-        for table in (theirs, ours)
+        np.array([told(np.eye(1, len(ours), row))[0] for row in rows.tolist()])
+        for told in (statistic(theirs), statistic(ours))
     ]
     gain = worth[1] - worth[0]
     frame = frame.assign(**{f"{metric} gained": gain}).sort_values(f"{metric} gained", kind="stable")
@@ -202,7 +202,7 @@ def speed_table(first: Side, second: Side) -> Table:
     sides = (first, second)
     frame = pd.DataFrame({"": ["parameters", "bytes of weights"]})
     for side in sides:
-        numel = sum(tensor.numel() for tensor in side.bundle.state.values())
+        numel = sum(tensor.numel() for tensor in side.bundle.whole().values())
         frame[side.name] = [f"{numel:,}", f"{side.bundle.path.stat().st_size:,}"]
     clips = timed_clips(str(second.bundle.meta["dataset"]))
     if not clips:

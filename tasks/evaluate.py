@@ -21,12 +21,12 @@ from models.family import ClipInfo, Facts, InputError, Results
 from tasks import bundle, command, params, report, storage, tracking
 from tasks.command import say
 from tasks.data import manifest
-from tasks.data.batches import InOrder, build_loader, read_batches, stack
-from tasks.data.loader import ClipDataset, open_split
+from tasks.data.batches import Clips, stack
+from tasks.data.loader import open_split
 from tasks.engine import distributed
+from tasks.engine.predictions import predictions
 
 EXPLAINED = 8  # clips at once: attention of all heads takes more than a prediction
-SMALL = 2  # dimensions of what is kept of a phase's predictions; pictures and maps are not
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ class Scored:
         return manifest.read(self.dataset)
 
     def clips(self, split: str) -> list[ClipInfo]:
-        """The clips of a split, in the order of predictions."""
-        rows = self.table[self.table["split"] == split]
-        if rows.empty:
+        """The clips of a split, in the order of predictions; those of windows tell their clip's place by `clip`."""
+        clips = manifest.clips(self.table, split)
+        if not clips:
             raise InputError(f"{manifest.manifest_path(self.dataset)}: no clip in the {split} split")
-        parsed = manifest.annotations(rows)
-        return [ClipInfo(*values) for values in zip(rows["id"], rows["group"], parsed, strict=True)]
+        return clips
 
     def predict(self, phase: str, split: str, drop: str = "", untrained: bool = False) -> dict[str, np.ndarray]:
         """Predictions of a phase's best weights for a split; `drop` hides "audio" or "video"; computed once."""
@@ -81,19 +80,9 @@ class Scored:
 
     def _predict(self, phase: str, split: str, drop: str, untrained: bool) -> dict[str, np.ndarray]:
         trained = bundle.load(self.folders[phase])
-        module = self._module(trained, untrained).to(self.device).eval()
-        clips = self._open(trained, split)
-        order = InOrder(len(clips), self.settings.batch_size)
-        loader = build_loader(clips, order, self.settings.num_workers, self.device)
+        module, clips, settings = self._module(trained, untrained), self._open(trained, split), self.settings
         title = f"{phase}{' untrained' if untrained else ''}, {split}{f' without {drop}' if drop else ''}"
-        parts: list[dict[str, np.ndarray]] = []
-        with torch.inference_mode():
-            for batch in tqdm(read_batches(loader), total=len(loader), desc=title, unit="batch"):
-                if drop:
-                    batch[f"has_{drop}"] = torch.zeros_like(batch[f"has_{drop}"])
-                found = module({name: value.to(self.device, non_blocking=True) for name, value in batch.items()})
-                parts.append({name: v.float().cpu().numpy() for name, v in found.items() if v.ndim <= SMALL})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return predictions(module, clips, settings.batch_size, settings.num_workers, self.device, title, drop)
 
     def explain(self, phase: str, split: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """What the phase's `explain` says of these clips of a split, in the order of `rows`."""
@@ -108,7 +97,7 @@ class Scored:
             parts.append({name: value.float().cpu().numpy() for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _open(self, trained: bundle.Bundle, split: str) -> ClipDataset:
+    def _open(self, trained: bundle.Bundle, split: str) -> Clips:
         phase = self.family.phases[trained.phase]
         transform = phase.transform(trained.config, trained.facts, False)
         return open_split(self.dataset, split, phase.clip(trained.config), transform, self.settings.seed)

@@ -13,20 +13,16 @@ from urllib.parse import urlsplit
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.family import InputError, UnreachableError
+from models.family import InputError, LoadReport, Phase, UnreachableError
 from tasks.command import say
 from tasks.storage import file_digest
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # in order of preference
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-WRAPPERS = (
-    "model",
-    "module",
-    "state_dict",
-    "model_state_dict",
-)  # keys under which original repositories keep the weights
+# Keys under which original repositories keep the weights; the moving average first, which is what they evaluate.
+WRAPPERS = ("state_dict_ema", "model", "module", "state_dict", "model_state_dict")
 LICENCES = {  # by prefix of the name on the hub
     "MCG-NJU/videomae": "CC-BY-NC-4.0, no commercial use",
     "google/vit": "Apache-2.0",
@@ -52,6 +48,17 @@ def load_state(name: str) -> tuple[Mapping[str, Tensor], str]:
     licence = next((text for prefix, text in LICENCES.items() if name.startswith(prefix)), "as their authors state")
     say(f"pretrained weights {name} from {origin}: {len(state)} tensors; licence: {licence}")
     return state, f"{name}@{digest}"
+
+
+def fill(phase: Phase, module: nn.Module, slot: str, name: str, state: Mapping[str, Tensor]) -> LoadReport:
+    """Put the weights called `name` into a slot of a phase's module; InputError where they do not fit."""
+    assert phase.load_pretrained is not None, "named weights must say how they go in"
+    try:
+        return phase.load_pretrained(module, slot, state)
+    except InputError as error:
+        raise InputError(
+            f"{name} does not fit ({error}); name another checkpoint, or change the model section"
+        ) from None
 
 
 def _find(name: str) -> tuple[list[Path], str]:

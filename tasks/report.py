@@ -24,7 +24,7 @@ from torch.nn import functional
 from models.family import Example, Results, Table
 from models.metrics import full_name
 from models.transforms import LogMel
-from tasks import bundle, storage
+from tasks import bundle, storage, timeline
 from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.frame_store import FrameStore
@@ -52,10 +52,11 @@ HOT, STRENGTH = COLORS[5], 0.7  # how relevance is laid over pictures and sounds
 def write(scored: Scored, results: Results, folder: Path) -> None:
     """Write report.html and plots/*.png into `folder`."""
     pictures = {name: draw(table) for name, table in results.tables.items() if table.plot}
-    pictures |= {f"training_{name}": curves(name, scored.folders[name]) for name in scored.trained}
+    metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
+    learned = [name for name, meta in metas.items() if meta["epoch"]]  # not weights that were taken as they came
+    pictures |= {f"training_{name}": curves(name, scored.folders[name]) for name in learned}
     for name, png in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(png)
-    metas = {name: json.loads((scored.folders[name] / bundle.META).read_text()) for name in scored.trained}
     page = (
         templates()
         .get_template("report.html")
@@ -68,7 +69,7 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
                 for name, table in results.tables.items()
                 if name != "predictions"
             ],
-            curves=[(name, data_uri(pictures[f"training_{name}"])) for name in scored.trained],
+            curves=[(name, data_uri(pictures[f"training_{name}"])) for name in learned],
             examples=gallery(results.examples, storage.DATA / scored.dataset / "stores", scored.clip.audio_seconds),
             explained=any(example.video_relevance is not None for example in results.examples),
             provenance=provenance(scored, metas),
@@ -97,9 +98,12 @@ def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
 
 
 def section(name: str, table: Table, picture: bytes) -> dict[str, Any]:
-    """A table with its picture, as the template takes it. Beside a confusion matrix stand its worst pairs of classes."""
+    """A table with its picture, as the template takes it.
+
+    Beside a confusion matrix stand its worst pairs of classes; a timeline says all that its table says.
+    """
     frame = worst_pairs(table.frame) if table.plot == "confusion" else table.frame
-    shown = frame.head(MAX_ROWS)
+    shown = frame.head(0 if table.plot == "timeline" else MAX_ROWS)
     return {
         "name": name,
         "title": table.title,
@@ -138,7 +142,8 @@ def draw(table: Table) -> bytes:
     """A table as its kind of plot, PNG."""
     with mpl.rc_context(STYLE):
         figure = Figure(layout="constrained")
-        {"confusion": _confusion, "bars": _bars, "lines": _lines}[table.plot](figure, table.frame)
+        kinds = {"confusion": _confusion, "bars": _bars, "lines": _lines, "timeline": timeline.draw}
+        kinds[table.plot](figure, table.frame)
         return png(figure)
 
 

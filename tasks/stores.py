@@ -28,16 +28,19 @@ from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
 
 MEL_BINS = 128  # of the statistics, as every family hears
+MINUTE = 6000  # mel frames of a long video that are there at once
 KINDS = {
     "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
 }  # fmt: skip
+STEP = {"step": float}  # seconds from one stored frame to the next; in the index where frame_step chose them
 
 
 @dataclass(frozen=True)
 class Stores:
     """Section `stores.<dataset>` of params.yaml."""
 
-    num_frames: int  # per clip, from its first to its last frame at equal distances
+    num_frames: int  # per clip, from its first to its last frame at equal distances; 0 = by frame_step
+    frame_step: int  # every such frame of a video, however long it is; 0 = by num_frames
     short_side: int  # pixels; 0 keeps the size
     quality: int  # of the JPEGs, 1 to 100
     sample_rate: int  # Hz, mono
@@ -50,7 +53,7 @@ class Stores:
     @property
     def preparation(self) -> video.Preparation:
         """What decides a stored clip's bytes."""
-        return video.Preparation(self.num_frames, self.short_side, self.quality, self.sample_rate)
+        return video.Preparation(self.num_frames, self.short_side, self.quality, self.sample_rate, self.frame_step)
 
 
 def build_shard(
@@ -96,6 +99,8 @@ def _decoded(
         else:
             row |= {"shard": number, "row": position, "num_frames": len(stored.jpegs)}
             row |= {"width": stored.width, "height": stored.height, "has_audio": clip["has_audio"], "audio_row": -1}
+            if settings.frame_step:
+                row["step"] = settings.frame_step / stored.fps
             if stored.wave is not None:
                 row |= {"audio_row": add_sound(clip["id"], stored.wave), "mel": mel_sums(stored.wave, mel)}
             yield clip["id"], stored.width, stored.height, stored.jpegs
@@ -127,9 +132,12 @@ def link_shard(
 
 def mel_sums(wave: np.ndarray, mel: LogMel) -> tuple[float, float, int]:
     """`sums` of the log-mel of (N,) int16."""
-    if len(wave) < mel.length:
-        return 0.0, 0.0, 0
-    return sums(mel(torch.from_numpy(wave.astype(np.float32) / audio.FULL_SCALE)[None]))
+    parts = [(0.0, 0.0, 0)]
+    for first in range(0, mel.num_frames(len(wave)), MINUTE):
+        part = wave[first * mel.shift : (first + MINUTE - 1) * mel.shift + mel.length].astype(np.float32)
+        parts.append(sums(mel(torch.from_numpy(part / audio.FULL_SCALE)[None])))
+    total, squares, count = zip(*parts, strict=True)
+    return sum(total), sum(squares), sum(count)
 
 
 def sums(values: torch.Tensor) -> tuple[float, float, int]:
@@ -161,7 +169,8 @@ def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, f
     """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics."""
     good, failed = rows[rows["reason"] == ""], rows[rows["reason"] != ""]
     stats = statistics(table, rows, folder)
-    good[["id", *KINDS]].astype(KINDS).to_parquet(folder / INDEX, index=False)
+    kinds = KINDS | (STEP if rows["step"].notna().any() else {})
+    good[["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
     quarantine.write_list(failed, folder / "quarantine.csv")
     (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
@@ -171,8 +180,10 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
     """Write data/<dataset>/stores; returns the statistics."""
     root, name = storage.DATA / dataset, f"stores.{dataset}"
     table = manifest.read_clean(dataset)
-    if min(settings.shards, settings.num_frames, settings.workers, settings.sample_rate) < 1:
-        raise InputError(f"params.yaml: {name}: shards, num_frames, workers and sample_rate must be 1 or more")
+    if min(settings.shards, settings.workers, settings.sample_rate) < 1:
+        raise InputError(f"params.yaml: {name}: shards, workers and sample_rate must be 1 or more")
+    if min(settings.num_frames, settings.frame_step) != 0 or max(settings.num_frames, settings.frame_step) < 1:
+        raise InputError(f"params.yaml: {name}: one of num_frames and frame_step must be 1 or more, the other 0")
     if not 1 <= settings.quality <= 100 or settings.short_side < 0:
         raise InputError(f"params.yaml: {name}: quality goes from 1 to 100, short_side is 0 or more pixels")
     code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, prepared)]
@@ -190,7 +201,9 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         else:
             results = cluster.work(build, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
-        rows = pd.DataFrame([row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, "mel"])
+        rows = pd.DataFrame(
+            [row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, *STEP, "mel"]
+        )
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
         stats = finish(table, rows, work / "stores")

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import models
-from models.family import Batch, Facts, InputError, LoadReport, Phase, Sample, UnreachableError
+from models.family import Batch, Facts, InputError, Phase, Sample, UnreachableError
+from models.weights import frozen_digest, frozen_state
 from tasks import bundle, command, params, pretrained, storage, tracking
 from tasks.command import say
 from tasks.data import manifest, prepared_store
@@ -31,6 +32,7 @@ from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_b
 from tasks.data.loader import open_split
 from tasks.engine import distributed, loop
 from tasks.engine.distributed import Place
+from tasks.engine.predictions import predictions
 from tasks.engine.run import NOT_IN_RESULT, Fitted, Task, Training, seed
 
 
@@ -87,7 +89,7 @@ def train_annotations(dataset: str) -> list[dict[str, Any]]:
 def open_clips(job: Job, split: str, training: bool) -> Clips:
     """A split as the phase sees it."""
     transform: Callable[[Sample], Batch] = job.phase.transform(job.config, job.facts, training)
-    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed)
+    return open_split(job.dataset, split, job.phase.clip(job.config), transform, job.settings.seed, training)
 
 
 # --- where the weights start ---------------------------------------------------------------------------------------------
@@ -140,24 +142,35 @@ def start(job: Job) -> tuple[Job, nn.Module, dict[str, Any], list[str]]:
         report = earlier.load_into(module, job.phase.fresh)
         digest = storage.file_digest(earlier.path)
         origin = {"started_from": {"phase": earlier.phase, "sha256": digest}, "pretrained": earlier.meta["pretrained"]}
-        return job, module, origin, [f"starting from {folder}: {report}"]
+        return job, module, origin | frozen_base(job, module, earlier), [f"starting from {folder}: {report}"]
     kinds = {weights.slot: weights.kind for weights in found}
     lines = [
-        f"{weights.slot} from {weights.name} ({weights.kind}): {_load_pretrained(job.phase, module, weights)}"
-        for weights in found
-        if weights.state is not None
+        line for weights in found if weights.state is not None for line in _load_pretrained(job.phase, module, weights)
     ]
-    return job, module, {"started_from": "none", "pretrained": kinds}, lines or ["starting from random weights"]
+    origin = {"started_from": "none", "pretrained": kinds} | frozen_base(job, module, None)
+    return job, module, origin, lines or ["starting from random weights"]
 
 
-def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> LoadReport:
-    assert phase.load_pretrained is not None and weights.state is not None, "named weights must say how they go in"
-    try:
-        return phase.load_pretrained(module, weights.slot, weights.state)
-    except InputError as error:
-        raise InputError(
-            f"{weights.name} does not fit ({error}); name another checkpoint, or change the model section"
-        ) from None
+def _load_pretrained(phase: Phase, module: nn.Module, weights: Weights) -> list[str]:
+    """Weights of one slot into the module; what happened to every key, in lines to say."""
+    assert weights.state is not None
+    report = pretrained.fill(phase, module, weights.slot, weights.name, weights.state)
+    return [f"{weights.slot} from {weights.name} ({weights.kind}): {report}", *report.lines()]
+
+
+def frozen_base(job: Job, module: nn.Module, earlier: bundle.Bundle | None) -> dict[str, Any]:
+    """`base` of a slim phase's bundle.json: the frozen weights' digest, and what makes them where an earlier bundle did.
+
+    Nothing where the bundle shall hold all weights, as it must where an earlier run trained what is frozen now.
+    """
+    if not (job.phase.slim and frozen_state(module)):
+        return {}
+    digest = frozen_digest(module)
+    if earlier is None:
+        return {"base": {"sha256": digest, "seed": job.settings.seed}}
+    if earlier.base is None or earlier.base.sha256 != digest:
+        return {}
+    return {"base": {key: earlier.meta[key] for key in ("phase", "config", "facts")} | earlier.meta["base"]}
 
 
 # --- who teaches -----------------------------------------------------------------------------------------------------------
@@ -245,14 +258,23 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
     for line in lines if place.leader else []:
         say(line)
     with storage.locked(work) if place.leader else nullcontext():  # other checkouts may share it
-        fitted = fit(job, module, teacher, place, work, log)
+        fitted = fit(job, module, origin, teacher, place, work, log)
         if place.leader:
-            save(job, origin, fitted)
+            save(job, origin, fitted, place)
             shutil.rmtree(work)
+    distributed.from_leader(None, place)  # it may have predicted for long, and processes should part together
     return fitted
 
 
-def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place, work: Path, log: loop.Log) -> Fitted:
+def fit(
+    job: Job,
+    module: nn.Module,
+    origin: Mapping[str, Any],
+    teacher: bundle.Bundle | None,
+    place: Place,
+    work: Path,
+    log: loop.Log,
+) -> Fitted:
     """Train on what the phase sees of the clips."""
     if job.phase.cacheable(job.config):
         clips = {split: encoded(job, module, split, place, work) for split in ("train", "val")}
@@ -260,15 +282,20 @@ def fit(job: Job, module: nn.Module, teacher: bundle.Bundle | None, place: Place
         clips = {split: open_clips(job, split, training=split == "train") for split in ("train", "val")}
     metric = partial(job.phase.metrics, job.config, job.facts)
     frequencies = job.phase.frequencies(job.config, train_annotations(job.dataset))
-    task = Task(module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies)
+    groups = job.phase.parameter_groups(job.config)
+    task = Task(
+        module, clips["train"], clips["val"], metric, job.phase.best, frequencies=frequencies, parameter_groups=groups
+    )
+    if "base" in origin:
+        task = dataclasses.replace(task, base=origin["base"]["sha256"])
     if teacher:
         task = dataclasses.replace(task, teach=partial(taught, teacher.module().to(place.device)))
     return loop.fit(task, job.settings, place, work, log)
 
 
-def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
+def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None:
     """Write the bundle."""
-    meta = {
+    meta: dict[str, Any] = {
         "family": job.family,
         "phase": job.name,
         "dataset": job.dataset,
@@ -282,7 +309,21 @@ def save(job: Job, origin: dict[str, Any], fitted: Fitted) -> None:
         "step": fitted.step,
         "metrics": fitted.metrics,
     }
+    if job.phase.calibrate:
+        meta["facts"]["thresholds"] = thresholds(job, meta, fitted, place)
     bundle.save(job.out, fitted.weights, meta, fitted.history)
+
+
+def thresholds(job: Job, meta: dict[str, Any], fitted: Fitted, place: Place) -> dict[str, float]:
+    """What the phase's `calibrate` makes of the val split, predicted as evaluation and people will have it."""
+    assert job.phase.calibrate is not None
+    state, settings = fitted.weights, job.settings
+    base = bundle.read_base(job.out, models.load(job.family).phases, meta)
+    trained = bundle.Bundle(job.family, job.name, job.config, job.facts, meta, state, job.out / bundle.WEIGHTS, base)
+    clips = open_clips(job, "val", training=False)
+    size = settings.micro_batch or max(1, settings.batch_size // place.world)
+    found = predictions(trained.module(), clips, size, settings.num_workers, place.device, "calibration, val")
+    return job.phase.calibrate(job.config, job.facts, found, manifest.clips(manifest.read(job.dataset), "val"))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import models
-from models.family import Batch, Facts, Phase, Sample
+from models.family import Batch, Facts, Phase, Sample, Window
 from models.weights import load_matching
 from tasks import params
 from tasks.data.batches import stack
@@ -21,10 +21,11 @@ from tasks.train import taught
 PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
 # One annotation a clip as the family's dataset writes it; a family whose annotations look otherwise adds its own kind.
 ANNOTATIONS = [
-    {"label": "dog barking", "species": "red_deer", "activity": "foraging"},
-    {"label": "bee, wasp, etc. buzzing", "species": "fox", "activity": None},
-    {"label": "dog barking", "species": None, "activity": "resting"},
+    {"label": "dog barking", "species": "red_deer", "activity": "foraging", "segments": [(0.3, 1.1, "Diving")]},
+    {"label": "bee, wasp, etc. buzzing", "species": "fox", "activity": None, "segments": []},
+    {"label": "dog barking", "species": None, "activity": "resting", "segments": [(0.0, 0.9, "Shotput")]},
 ]
+STEP = 0.1  # seconds between stored frames
 CLIPS = 4
 
 
@@ -49,7 +50,9 @@ def batch_of(family: str, phase: Phase, facts: Facts, training: bool, silent: in
         frames = rng.integers(0, 256, (spec.num_frames, 20, 24, 3), dtype=np.uint8)
         wave = 0.1 * rng.standard_normal(round(spec.sample_rate * spec.audio_seconds)).astype(np.float32)
         annotation = ANNOTATIONS[i % len(ANNOTATIONS)]
-        return {**transform(Sample(str(i), frames, None if i == silent else wave, annotation, rng)), "row": i}
+        window = Window(0, STEP, STEP * spec.num_frames, i) if spec.window else None
+        clip = Sample(str(i), frames, None if i == silent else wave, annotation, rng, window=window)
+        return {**transform(clip), "row": i}
 
     batch = stack([sample(i) for i in range(CLIPS)])
     if not (training and phase.teacher):
@@ -95,7 +98,8 @@ def test_evaluation_gives_one_prediction_a_clip(case: tuple[str, str, Phase], fa
     metric.update(predictions, batch)
     assert phase.best[0] in metric.compute()
     if phase.present is not None:
-        assert len(phase.present(predictions, facts)) == CLIPS
+        merged = phase.merge(phase.tiny, predictions) if phase.merge else predictions
+        assert len(phase.present(merged, facts)) == CLIPS
 
 
 def test_what_it_shows_are_maps_from_0_to_1(case: tuple[str, str, Phase], facts: Facts) -> None:

@@ -111,8 +111,12 @@ def test_stages_depend_on_all_code_that_decides_their_result(dependencies: dict[
 
 
 def test_dependencies_exist_and_are_needed(dependencies: dict[str, set[str]]) -> None:
+    every = {name: code_of(*name.split("@")) for name in dependencies}
     for name, known in dependencies.items():
-        needed = {place for file in code_of(*name.split("@")) for place in (file, *map(str, Path(file).parents))}
+        # The shared files of models/ are one list for all families of a stage.
+        alike = [files for other, files in every.items() if other.partition("@")[0] == name.partition("@")[0]]
+        shared = {file for files in alike for file in files if Path(file).parent == Path("models")}
+        needed = {place for file in every[name] | shared for place in (file, *map(str, Path(file).parents))}
         for path in known:
             if path.split("/")[0] in ("tasks", "models"):
                 assert (ROOT / path).exists(), f"dvc.yaml: {name}: {path} is gone"

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from models.attention import Block, initialise
-from models.embed import sincos, video_patches
+from models.embed import sincos_in_turn, video_patches
 from models.family import Batch, Facts
 from models.transforms import LogMel, hide_bands, standardise
 from models.wildlife.config import AudioConfig, ModelConfig, VideoConfig, mel_frames, video_grid
@@ -70,10 +70,7 @@ class VideoMAE(nn.Module):
         video, dim = config.video_encoder, config.video_feature_dim
         self.tubelet, self.size = video.tubelet, video.patch_size
         self.patch = nn.Linear(3 * video.tubelet * video.patch_size**2, dim)
-        table = sincos(torch.Size(video_grid(video)).numel(), dim)
-        table = (
-            table.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
-        )  # sines and cosines in turn, as the authors have it
+        table = sincos_in_turn(torch.Size(video_grid(video)).numel(), dim)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(dim, video.num_heads, 1e-12) for _ in range(video.num_layers))
         initialise(self)

@@ -104,6 +104,7 @@ class FrameStore:
         self.index = read_index(folder)
         self.places = {clip: row for row, clip in enumerate(self.index["id"])}
         self._shard, self._row, self._num_frames = (self.index[c].to_numpy() for c in ("shard", "row", "num_frames"))
+        self._step = self.index["step"].to_numpy() if self.has_steps else None
         self._shards: dict[int, FrameShard] = {}
         self._count = len(list(folder.glob("frames-*.tsv")))
 
@@ -118,9 +119,19 @@ class FrameStore:
         """Clips in the store, in its order."""
         return list(self.places)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether stored frames follow each other at a step in time that is known."""
+        return "step" in self.index
+
     def num_frames(self, clip: str) -> int:
         """Stored frames of a clip."""
         return int(self._num_frames[find(self.places, clip, self.folder)])
+
+    def step(self, clip: str) -> float:
+        """Seconds from one stored frame of a clip to the next."""
+        assert self._step is not None, "frames were stored by their number"
+        return float(self._step[find(self.places, clip, self.folder)])
 
     def read(self, clip: str, columns: Sequence[int]) -> list[bytes]:
         """JPEG bytes of the chosen columns."""
@@ -154,7 +165,7 @@ def shard_name(kind: str, number: int, count: int, ending: str) -> str:
 
 
 def read_index(folder: Path) -> pd.DataFrame:
-    """The stores' table: id, shard, row, num_frames, width, height, has_audio."""
+    """The stores' table: id, shard, row, num_frames, width, height, has_audio; step (s) where frames were stored by steps."""
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder / INDEX} not found; run the stores stage first")
     return pd.read_parquet(folder / INDEX)

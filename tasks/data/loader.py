@@ -16,9 +16,10 @@ from models.family import Batch, ClipSpec, InputError, Sample
 from tasks import storage
 from tasks.data import manifest
 from tasks.data.audio_store import AudioStore
-from tasks.data.batches import GlobalBatches, InOrder, Key, build_loader, read_batches
+from tasks.data.batches import Clips, GlobalBatches, InOrder, Key, build_loader, read_batches
 from tasks.data.frame_store import FrameStore
 from tasks.data.prepared_store import PreparedFrames, PreparedSounds, open_stores
+from tasks.data.windows import WindowDataset
 
 __all__ = ["ClipDataset", "GlobalBatches", "InOrder", "build_loader", "frame_columns", "open_split", "read_batches"]
 
@@ -87,9 +88,12 @@ def frame_columns(stored: int, wanted: int) -> list[int]:
 
 
 def open_split(
-    dataset: str, split: str, spec: ClipSpec, transform: Callable[[Sample], Batch], seed: int
-) -> ClipDataset:
-    """A split of data/<dataset> as `ClipDataset`; InputError when the stores lack clips of the manifest."""
+    dataset: str, split: str, spec: ClipSpec, transform: Callable[[Sample], Batch], seed: int, training: bool = False
+) -> Clips:
+    """A split of data/<dataset>, by windows where the phase has them; `training` draws those.
+
+    InputError when the stores lack clips of the manifest, or what the phase takes of them.
+    """
     table = manifest.read(dataset)
     table = table[table["split"] == split].reset_index(drop=True)
     folder = storage.DATA / dataset / "stores"
@@ -105,4 +109,11 @@ def open_split(
             f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
             f"run `python -m tasks.stores {dataset}` again"
         )
-    return ClipDataset(table, frame_store, audio_store, spec, transform, seed)
+    if spec.window is None:
+        return ClipDataset(table, frame_store, audio_store, spec, transform, seed)
+    if not isinstance(frame_store, FrameStore) or not frame_store.has_steps:
+        raise InputError(
+            f"{folder} holds frames chosen by their number and this phase needs them at steps in time; set "
+            f"stores.{dataset}.frame_step to 1 or more, num_frames to 0, and run the stores stage again"
+        )
+    return WindowDataset(table, frame_store, spec, transform, seed, training)

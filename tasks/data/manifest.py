@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from models.family import InputError
+from models.family import ClipInfo, InputError
 from tasks import storage
 
 COLUMNS = [
@@ -56,3 +56,9 @@ def write(table: pd.DataFrame, path: Path) -> None:
 def annotations(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The parsed annotation of each row."""
     return [json.loads(text) for text in table["annotation"]]
+
+
+def clips(table: pd.DataFrame, split: str) -> list[ClipInfo]:
+    """What evaluation knows of the clips of a split, in the order in which they are predicted."""
+    rows = table[table["split"] == split]
+    return [ClipInfo(*values) for values in zip(rows["id"], rows["group"], annotations(rows), strict=True)]

@@ -3,16 +3,16 @@
 The packets of a file are read twice, and decoded once. The first round decodes the sound and notes when each picture is
 shown; only then is it known which pictures are wanted. The second decodes those, from the keyframe that each needs, and
 leaves out pictures that no other picture is built on. So what comes out is exactly the frame shown at that moment, and
-memory holds no more than what is asked for.
+memory holds no more than what is asked for, of long videos as JPEGs.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import av.error
@@ -27,16 +27,18 @@ SILENT_RMS = 1e-3  # of full scale: -60 dB
 SHORTEST = 0.1  # seconds
 EARLY_END = (0.5, 0.1)  # seconds, share of the duration: what may be missing at the end by rounding in the container
 SKIPPABLE = ("h264", "hevc")  # decoders that heed skip_frame picture by picture
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Preparation:
     """How a clip goes into the stores; prediction prepares raw files by the same values."""
 
-    num_frames: int  # per clip, from the first to the last at equal distances
+    num_frames: int  # per clip, from the first to the last at equal distances; 0 = by `frame_step`
     short_side: int  # pixels; 0 keeps the size
     quality: int  # of the JPEGs, 1 to 100
     sample_rate: int  # Hz, mono
+    frame_step: int = 0  # every such frame from the first on, for videos of any length; 0 = by `num_frames`
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class StoredClip:
     height: int
     wave: np.ndarray | None  # (N,) int16 mono; None = the file has no sound
     sample_rate: int
+    duration: float  # seconds
+    fps: float  # of the file
 
 
 @dataclass(frozen=True)
@@ -146,18 +150,33 @@ def choose(count: int, wanted: int) -> list[int]:
 
 
 def read_clip(source: Path | io.BytesIO, preparation: Preparation) -> StoredClip:
-    """Decode a file once: `num_frames` JPEGs and the whole sound as 16-bit mono. ClipError on damage."""
+    """Decode a file once: the chosen frames as JPEGs and the whole sound as 16-bit mono. ClipError on damage."""
     track, wave = _sweep(source, preparation.sample_rate)
-    targets = [track.shown[index] for index in choose(len(track.shown), preparation.num_frames)]
-    images = _decode(source, track, set(targets), preparation.short_side)
-    jpegs = {time: encode_jpeg(image, preparation.quality) for time, image in images.items()}
-    height, width = images[targets[0]].shape[:2]
-    return StoredClip([jpegs[time] for time in targets], width, height, wave, preparation.sample_rate)
+    duration, fps = timing(track)
+    if preparation.frame_step and not fps:
+        raise ClipError("too short", "a single frame without a frame rate")
+    chosen = choose(len(track.shown), preparation.num_frames)
+    targets = track.shown[:: preparation.frame_step] if preparation.frame_step else [track.shown[i] for i in chosen]
+
+    def keep(frame: Any) -> tuple[bytes, tuple[int, ...]]:
+        image = scale(frame, preparation.short_side)
+        return encode_jpeg(image, preparation.quality), image.shape
+
+    kept = _decode(source, track, set(targets), keep)
+    jpegs, (height, width, _) = [kept[time][0] for time in targets], kept[targets[0]][1]
+    return StoredClip(jpegs, width, height, wave, preparation.sample_rate, duration, fps)
 
 
-def _decode(source: Path | io.BytesIO, track: Track, wanted: set[int], short_side: int) -> dict[int, np.ndarray]:
-    """Presentation time -> picture, of all wanted ones; ClipError tells which cannot be had."""
-    images: dict[int, np.ndarray] = {}
+def timing(track: Track) -> tuple[float, float]:
+    """Duration in seconds and frames a second, 0 where a single picture tells none."""
+    span = (track.shown[-1] - track.shown[0]) * track.time_base
+    fps = track.rate or ((len(track.shown) - 1) / span if span else 0.0)
+    return round(span + (1 / fps if fps else 0.0), 6), round(fps, 6)
+
+
+def _decode(source: Path | io.BytesIO, track: Track, wanted: set[int], keep: Callable[[Any], T]) -> dict[int, T]:
+    """Presentation time -> what `keep` makes of the frame, of all wanted ones; ClipError tells which cannot be had."""
+    images: dict[int, T] = {}
     # Where the container's keyframes are no clean entries, the second round decodes every packet.
     for needed, skip in ((_needed(track, wanted), True), (set(track.coded), False)):
         with open_media(source) as container:
@@ -165,7 +184,7 @@ def _decode(source: Path | io.BytesIO, track: Track, wanted: set[int], short_sid
                 for frame in _frames(container, track, needed, wanted, skip):
                     time = _stamp(frame)
                     if time in wanted and time not in images and not frame.is_corrupt:
-                        images[time] = scale(frame, short_side)
+                        images[time] = keep(frame)
             except av.error.FFmpegError as error:
                 raise ClipError("damaged", f"decoding stops: {_words(error)}") from None
         if wanted == images.keys():
@@ -234,16 +253,14 @@ def probe(path: Path) -> Probe:
     """Read all packets, decode the sound and five frames from first to last. ClipError says what is wrong."""
     track, wave = _sweep(path, 16000)
     shown = track.shown
-    span = (shown[-1] - shown[0]) * track.time_base
-    fps = track.rate or ((len(shown) - 1) / span if span else 0.0)
-    duration = span + (1 / fps if fps else 0.0)
+    duration, fps = timing(track)
     if len(shown) < 2 or duration < SHORTEST:
         raise ClipError("too short", f"{len(shown)} frames in {duration:.3f} s")
-    images = _decode(path, track, {shown[index] for index in choose(len(shown), 5)}, 32)
+    images = _decode(path, track, {shown[index] for index in choose(len(shown), 5)}, lambda frame: scale(frame, 32))
     loudness = 0.0 if wave is None else float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) / FULL_SCALE
     return Probe(
-        duration=round(duration, 6),
-        fps=round(fps, 6),
+        duration=duration,
+        fps=fps,
         frames=len(shown),
         width=track.width,
         height=track.height,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from models.family import InputError
 
@@ -12,8 +14,33 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in the annotations that is odd, or with which training would be wrong."""
+
+    severity: Severity
+    clip: str  # its id; "" = the whole dataset
+    text: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """What annotations are like, once the files are known."""
+
+    findings: list[Finding]
+    tables: dict[str, pd.DataFrame]  # by title
+    advice: list[str]  # values of params.yaml that suit the data, and why: one sentence each
+
+
 class Format(Protocol):
-    """What a format module exports. Table columns: id, path, split, start (s), group, annotation (JSON)."""
+    """What a format module exports. Table columns: id, path, split, start (s), group, annotation (JSON).
+
+    It may export `check(table, folder) -> Review` too, for the clean stage: the annotations in `folder` against `table`,
+    whose rows have what was found in the files as well.
+    """
 
     def read(self, folder: Path) -> pd.DataFrame:
         """The clips that the annotations in `folder` list; `path` is relative to `folder`."""
@@ -26,6 +53,11 @@ class Format(Protocol):
     def class_of(self, annotation: str) -> str | None:
         """The one class, of all its labels together, that a subset may choose a clip by; None where it has none."""
         ...
+
+
+def reviewer(form: Format) -> Callable[[pd.DataFrame, Path], Review] | None:
+    """The format's `check`, None where it has none."""
+    return getattr(form, "check", None)
 
 
 def load_format(name: str) -> Format:

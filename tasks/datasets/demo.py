@@ -33,7 +33,7 @@ FAULTS = ("cut short", "index lost", "empty", "no audio", "missing", "duplicate"
 class Demo:
     """Section `download.<dataset>.demo` of params.yaml."""
 
-    kind: Literal["sounds", "animals"]  # module of tasks/datasets
+    kind: Literal["sounds", "animals", "actions"]  # module of tasks/datasets
     seed: int
     clips: int  # good ones
     seconds: float  # length of a clip

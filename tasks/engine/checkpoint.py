@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.family import InputError
 from tasks.bundle import write_tensors
@@ -107,11 +107,6 @@ def read(work: Path, name: Name) -> tuple[dict[str, Tensor], dict[str, Any]] | N
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged ({reason}); delete {work} and run again to start over") from None
     return weights, state
-
-
-def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """All weights and buffers, whole and on the CPU; every rank calls it."""
-    return distributed.whole(module.state_dict())
 
 
 @torch.no_grad()

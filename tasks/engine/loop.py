@@ -70,7 +70,7 @@ def _train(run: Run, log: Log) -> None:
     in_order = InOrder(len(run.task.val), settings.batch_size, rank, world)
     val = build_loader(run.task.val, in_order, settings.num_workers, place.device)
     speed = Speed(place.device)
-    batches = read_batches(build_loader(run.task.train, order, settings.num_workers, place.device))
+    batches = _totalled(run, read_batches(build_loader(run.task.train, order, settings.num_workers, place.device)))
     batches = speed.waiting(_rehearsed(run, batches, speed))
     end_epoch(run, val, log)  # where the kill came between an epoch's last step and its row
     for epoch in range(run.step // length, settings.epochs):
@@ -94,9 +94,7 @@ def _train(run: Run, log: Log) -> None:
 
 def step(run: Run, batch: Batch) -> Batch:
     """One update of the weights from this rank's share of a global batch; its losses, on the device."""
-    rate = optim.learning_rate(run.step, run.steps, run.warmup, run.settings.lr, run.settings.min_lr)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    optim.set_rate(run.optimizer, run.rate(run.step))
     gradients = partial(forward_backward, run, batch)
     if run.place.world == 1:
         losses, run.micro_batch = memory.within_memory(gradients, run.micro_batch, run.task.module, run.place)
@@ -105,6 +103,8 @@ def step(run: Run, batch: Batch) -> Batch:
     losses["grad_norm"] = optim.clip(run.task.module.parameters(), run.settings.clip_grad)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if end_step := getattr(run.task.module, "end_step", None):
+        end_step(batch)
     if run.average:
         run.average.update()
     run.step += 1
@@ -131,6 +131,18 @@ def forward_backward(run: Run, batch: Batch, micro_batch: int) -> Batch:
 
 
 # --- between the steps ------------------------------------------------------------------------------------------------
+
+
+def _totalled(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; those that count something (`num_x`) with its sum over the whole step's clips and their number."""
+    for batch in batches:
+        counts = {key.removeprefix("num_"): value for key, value in batch.items() if key.startswith("num_")}
+        if counts:
+            sums = distributed.total(torch.stack([value.double().sum() for value in counts.values()]), run.place)
+            totals = dict(zip(counts, sums.float(), strict=True))
+            totals["clips"] = torch.tensor(float(run.settings.batch_size))
+            batch = batch | {f"total_{key}": value for key, value in totals.items()}
+        yield batch
 
 
 def _rehearsed(run: Run, batches: Iterator[Batch], speed: Speed) -> Iterator[Batch]:
@@ -160,18 +172,22 @@ def _means(losses: Batch, steps: int, place: Place) -> dict[str, float]:
 
 def _figures(run: Run, losses: Batch) -> dict[str, float]:
     check_finite(run)
-    return _means(losses, 1, run.place) | {"lr": run.optimizer.param_groups[0]["lr"]}
+    return _means(losses, 1, run.place) | {"lr": run.rate(run.step - 1)}
 
 
 def end_epoch(run: Run, val: DataLoader[Batch], log: Log) -> None:
-    """The epoch's row in the history, an evaluation where one is due, `best` if it is, and `last`."""
-    epoch = run.step // run.steps_per_epoch
-    if epoch == len(run.history):
+    """The epoch's row in the history, an evaluation where one is due, `best` if it is, and `last`.
+
+    A run of no epochs has one row, of the weights it starts with.
+    """
+    epoch, untrained = run.step // run.steps_per_epoch, run.settings.epochs == 0
+    if len(run.history) >= max(epoch, untrained):
         return
-    losses = _means(run.sums, run.steps_per_epoch, run.place)
-    row: dict[str, Any] = {"epoch": epoch, "step": run.step, "lr": run.optimizer.param_groups[0]["lr"]}
+    losses = {} if untrained else _means(run.sums, run.steps_per_epoch, run.place)
+    row: dict[str, Any] = {"epoch": epoch, "step": run.step, "lr": 0.0 if untrained else run.rate(run.step - 1)}
     row |= {f"train_{key}": value for key, value in losses.items()}
-    if epoch % run.settings.eval_interval == 0 or epoch == run.settings.epochs:
+    due = epoch >= run.settings.eval_from and epoch % run.settings.eval_interval == 0
+    if due or epoch == run.settings.epochs:
         check_finite(run)
         metrics = evaluate(run, val)
         log({f"val/{key}": value for key, value in metrics.items()}, run.step)
@@ -197,7 +213,7 @@ def _is_best(run: Run, metrics: dict[str, float]) -> bool:
 def evaluate(run: Run, val: DataLoader[Batch]) -> dict[str, float]:
     """Metrics of the validation clips, each counted once, the same on all ranks; averaged weights where there are any.
 
-    A metric sees predictions and the batch's tensors of at most two dimensions: pictures do not cross processes.
+    A metric sees predictions and the batch's tensors of at most three dimensions: pictures do not cross processes.
     """
     module, metric, newest = run.task.module, run.task.metric(), -1
     weights = run.average.in_place() if run.average else nullcontext()
@@ -206,7 +222,7 @@ def evaluate(run: Run, val: DataLoader[Batch]) -> dict[str, float]:
         for batch in read_batches(val):
             if distributed.any_rank(run.stopping(), run.place):
                 raise Stopped
-            known = {key: value for key, value in batch.items() if value.ndim <= 2}
+            known = {key: value for key, value in batch.items() if value.ndim <= 3}
             for predictions, seen in distributed.gather((predict(run, batch), known), run.place):
                 if int(seen["row"][-1]) > newest:  # a rank without clips repeats the last one
                     metric.update(predictions, seen)

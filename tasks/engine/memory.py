@@ -19,8 +19,11 @@ T = TypeVar("T")
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    """A batch in micro-batches of `size` clips; the last one may be smaller."""
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, len(batch["row"]), size)]
+    """A batch in micro-batches of `size` clips; the last one may be smaller. What is a single number goes into each."""
+    return [
+        {key: value[i : i + size] if value.ndim else value for key, value in batch.items()}
+        for i in range(0, len(batch["row"]), size)
+    ]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from models.family import InputError
+from models.family import InputError, ParameterGroup
 
 
 def rest_frozen_parts(module: nn.Module) -> None:
@@ -21,17 +21,31 @@ def rest_frozen_parts(module: nn.Module) -> None:
             part.eval()
 
 
-def build_optimizer(module: nn.Module, lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what is trained; decay on weights of two or more dimensions alone."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def build_optimizer(
+    module: nn.Module, lr: float, weight_decay: float, beta2: float, rules: Mapping[str, ParameterGroup]
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over what is trained; decay on weights of two or more dimensions alone.
+
+    What begins with a prefix in `rules` is trained as they say. Each group has `factor`: its rate over `lr`.
+    """
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trained:
         raise InputError("every parameter is frozen, nothing is left to train; unfreeze a part in params.yaml")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)  # unfused: a call per tensor on a CPU
+    groups = []
+    for prefix, rule in [*rules.items(), ("", ParameterGroup(1.0, decay_all=False))]:
+        own = [trained.pop(name) for name in list(trained) if name.startswith(prefix)]
+        decayed = [p for p in own if rule.decay_all or p.ndim >= 2]
+        spared = [p for p in own if not (rule.decay_all or p.ndim >= 2)]
+        rate = {"lr": lr * rule.lr, "factor": rule.lr}
+        groups += [rate | {"params": decayed, "weight_decay": weight_decay}] if decayed else []
+        groups += [rate | {"params": spared, "weight_decay": 0.0}] if spared else []
+    return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)  # unfused: a call per tensor on a CPU
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Each group's rate for the next step: `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
@@ -56,9 +70,9 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
 class MovingAverage:
     """Exponential moving average of a module's weights, starting at the initial ones; other state is copied."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.live = module.state_dict()  # shares memory with the module
+        self.live = live  # shares memory with the module
         self.state = {key: value.detach().clone() for key, value in self.live.items()}
 
     @torch.no_grad()

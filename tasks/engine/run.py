@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.family import Batch, InputError, Metric
+from models.family import Batch, InputError, Metric, ParameterGroup
+from models.weights import trained_state
 from tasks.command import say
 from tasks.data.batches import Clips
 from tasks.engine import checkpoint, distributed, optim
@@ -26,7 +27,7 @@ class Training:
     """The engine's settings; batch sizes are global, over all processes and micro-batches."""
 
     start_from: str  # phase name | none | folder of a bundle
-    epochs: int
+    epochs: int  # 0 = the weights it starts with, as they are
     batch_size: int
     micro_batch: int | None  # clips a process holds at once; None = its whole share of the batch
     lr: float
@@ -34,6 +35,7 @@ class Training:
     weight_decay: float
     beta2: float
     warmup_epochs: float
+    schedule_epochs: int | None  # the cosine reaches min_lr after so many; None = epochs
     clip_grad: float  # largest total norm; 0 = off
     ema_decay: float  # 0 = off
     amp: bool  # bf16 autocast
@@ -46,6 +48,7 @@ class Training:
     deterministic: bool
     log_interval: int  # steps
     eval_interval: int  # epochs
+    eval_from: int  # the first epoch, from 1, that is evaluated where eval_interval says so; the last one always is
     checkpoint_interval: int  # steps
 
 
@@ -65,6 +68,12 @@ class Task:
     teach: Callable[[Batch], Batch] = lambda batch: batch  # adds to a training batch, on the device, what it is taught
     meta: dict[str, Any] = field(default_factory=dict)  # kept in the resume state: config, label map
     frequencies: np.ndarray | None = None  # how often each training clip is drawn; None = once an epoch
+    parameter_groups: Mapping[str, ParameterGroup] = field(default_factory=dict)  # by prefix of the names
+    base: str = ""  # SHA-256 of the frozen parameters, which no checkpoint holds then; "" = checkpoints hold everything
+
+    def state(self) -> dict[str, Tensor]:
+        """What checkpoints hold of the module; shares its memory."""
+        return trained_state(self.module) if self.base else self.module.state_dict()
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,12 @@ class Run:
         """Of the whole run."""
         return self.steps_per_epoch * self.settings.epochs
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step counted from 0, before the factors of parameter groups."""
+        settings = self.settings
+        steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
+        return optim.learning_rate(step, steps, self.warmup, settings.lr, settings.min_lr)
+
 
 def build_run(task: Task, settings: Training, place: Place, work: Path, stopping: Callable[[], bool]) -> Run:
     """A run at step 0: seeded, on its device, compiled and wrapped as the settings say. InputError for a dead start."""
@@ -119,7 +134,7 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
     wrapper = distributed.wrap(module, settings.strategy, place)
     steps_per_epoch = len(task.train) // settings.batch_size
     steps, warmup = steps_per_epoch * settings.epochs, round(steps_per_epoch * settings.warmup_epochs)
-    if warmup > steps and place.leader:
+    if warmup > steps > 0 and place.leader:
         say(f"warning: a warm-up of {warmup} steps is longer than the run; it is cut to the run's {steps}")
     return Run(
         task=task,
@@ -127,8 +142,10 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
         place=place,
         work=work,
         wrapper=wrapper,
-        optimizer=optim.build_optimizer(module, settings.lr, settings.weight_decay, settings.beta2),
-        average=optim.MovingAverage(module, settings.ema_decay) if settings.ema_decay else None,
+        optimizer=optim.build_optimizer(
+            module, settings.lr, settings.weight_decay, settings.beta2, task.parameter_groups
+        ),
+        average=optim.MovingAverage(task.state(), settings.ema_decay) if settings.ema_decay else None,
         micro_batch=min(settings.micro_batch or settings.batch_size, settings.batch_size // place.world),
         warmup=min(warmup, steps),
         stopping=stopping,
@@ -138,10 +155,16 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
 
 def _check_sizes(task: Task, settings: Training, place: Place) -> None:
     """InputError for what could only run zero steps or divide unevenly."""
-    positive = ("epochs", "batch_size", "micro_batch", "log_interval", "eval_interval", "checkpoint_interval")
-    for name in positive:
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"params.yaml: {name} is {value}; it must be at least 1")
+    sizes = ("epochs", "batch_size", "micro_batch")
+    for name in (*sizes, "log_interval", "eval_interval", "eval_from", "checkpoint_interval"):
+        least = 0 if name == "epochs" else 1
+        if (value := getattr(settings, name)) is not None and value < least:
+            raise InputError(f"params.yaml: {name} is {value}; it must be at least {least}")
+    if settings.schedule_epochs is not None and settings.schedule_epochs < settings.epochs:
+        raise InputError(
+            f"params.yaml: schedule_epochs is {settings.schedule_epochs}; it must be null or at least epochs "
+            f"({settings.epochs})"
+        )
     if settings.batch_size % place.world:
         raise InputError(
             f"params.yaml: batch_size {settings.batch_size} is shared by {place.world} processes; make it a multiple"
@@ -181,7 +204,7 @@ def check_finite(run: Run) -> None:
 def save(run: Run) -> None:
     """Write `last`; every rank calls it. Weights that are no numbers are never written."""
     check_finite(run)
-    weights = checkpoint.module_state(run.task.module)
+    weights = distributed.whole(run.task.state())
     state = {
         "step": run.step,
         "micro_batch": run.micro_batch,
@@ -192,13 +215,15 @@ def save(run: Run) -> None:
         "history": run.history,
         "meta": run.task.meta,
     }
+    if run.task.base:
+        state["base"] = run.task.base
     if run.place.leader:
         checkpoint.write(run.work, "last", run.step, weights, state)
 
 
 def save_best(run: Run, epoch: int, metrics: dict[str, float]) -> None:
     """Write `best`: the averaged weights where there are any."""
-    live = run.average.state if run.average else run.task.module.state_dict()
+    live = run.average.state if run.average else run.task.state()
     weights = distributed.whole(live)
     if run.place.leader:
         checkpoint.write(run.work, "best", run.step, weights, {"step": run.step, "epoch": epoch, "metrics": metrics})
@@ -211,7 +236,12 @@ def resume(run: Run) -> None:
     if saved is None:
         return
     weights, state = saved
-    checkpoint.set_state(run.task.module.state_dict(), weights, path)
+    if state.get("base", "") != run.task.base:
+        raise InputError(
+            f"{path} was trained on other frozen weights (SHA-256 {state.get('base', '')[:12] or 'unknown'}) than these "
+            f"({run.task.base[:12] or 'unknown'}); bring those back, or delete {run.work} and run again to start over"
+        )
+    checkpoint.set_state(run.task.state(), weights, path)
     checkpoint.set_optimizer_state(run.optimizer, state["optimizer"])
     if run.average:
         checkpoint.set_state(run.average.state, state["average"], path)

@@ -18,12 +18,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
-from prefect.utilities.callables import parameter_schema
 
 from flows.pipeline import pipeline, select
-from flows.refresh_data import refresh_data
-from flows.score import score
-from flows.t3av import t3av
 from models.family import InputError
 from tasks import graph
 
@@ -184,9 +180,3 @@ def test_sigkill_leaves_no_orphan(toy: Any, start: Any) -> None:
     toy.wait_for("saved.bin")
     toy.wait_until_idle()
     assert toy.is_unlocked()
-
-
-@pytest.mark.parametrize("started", [pipeline, t3av, refresh_data, score], ids=lambda started: started.name)
-def test_every_field_of_a_form_has_its_help(started: Any) -> None:
-    fields = parameter_schema(started).model_dump()["properties"]
-    assert fields and all(field.get("description") for field in fields.values())

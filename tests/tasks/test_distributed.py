@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tasks.engine import checkpoint
 from tests.tasks import toy_training as toy
-
-
-def train_in_two(work: Path, **given: Any) -> list[int | None]:
-    """Exit codes of two gloo processes that trained together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [toy.start(work, rank, 2, port, **given) for rank in range(2)]
-    for process in processes:
-        process.join(200)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -39,14 +23,15 @@ def assert_same(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    ("kind", "micro_batch"), [("Regressor", None), ("Regressor", 3), ("Pairs", None), ("Pairs", 3)]
+    ("kind", "micro_batch"),
+    [("Regressor", None), ("Regressor", 3), ("Pairs", None), ("Pairs", 3), ("Counted", None), ("Counted", 3)],
 )
 def test_two_processes_are_one_on_the_joined_batch(
     tmp_path: Path, strategy: str, kind: str, micro_batch: int | None
 ) -> None:
     settings = {"ema_decay": 0.8, "epochs": 2}
     toy.train_here(tmp_path / "one", kind=getattr(toy, kind), **settings)
-    codes = train_in_two(tmp_path / "two", kind=kind, strategy=strategy, micro_batch=micro_batch, **settings)
+    codes = toy.train_in_two(tmp_path / "two", kind=kind, strategy=strategy, micro_batch=micro_batch, **settings)
     assert codes == [0, 0]
     assert_same(tmp_path / "two", tmp_path / "one")
     one, two = (checkpoint.read(tmp_path / name, "last") for name in ("one", "two"))
@@ -59,22 +44,22 @@ def test_two_processes_are_one_on_the_joined_batch(
 def test_killed_processes_go_on_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     settings = {"ema_decay": 0.8, "epochs": 2, "strategy": strategy, "checkpoint_interval": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert train_in_two(whole, options={"dropout": 0.3}, **settings) == [0, 0]
-    codes = train_in_two(killed, options={"dropout": 0.3, "kill_at": 6}, **settings)
+    assert toy.train_in_two(whole, options={"dropout": 0.3}, **settings) == [0, 0]
+    codes = toy.train_in_two(killed, options={"dropout": 0.3, "kill_at": 6}, **settings)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
-    assert train_in_two(killed, options={"dropout": 0.3}, **settings) == [0, 0]
+    assert toy.train_in_two(killed, options={"dropout": 0.3}, **settings) == [0, 0]
     assert (killed / "digest").read_text() == (whole / "digest").read_text()
 
 
 def test_out_of_memory_is_settled_before_the_first_exchange(tmp_path: Path) -> None:
     toy.train_here(tmp_path / "one", epochs=1)
-    assert train_in_two(tmp_path / "two", options={"fail_above": 1}, epochs=1) == [0, 0]
+    assert toy.train_in_two(tmp_path / "two", options={"fail_above": 1}, epochs=1) == [0, 0]
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
 def test_another_number_of_processes_goes_on_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy.train_here(tmp_path / "one", epochs=2)
-    assert train_in_two(tmp_path / "two", options={"kill_at": 9}, epochs=2) == [-signal.SIGKILL] * 2
+    assert toy.train_in_two(tmp_path / "two", options={"kill_at": 9}, epochs=2) == [-signal.SIGKILL] * 2
     toy.train_here(tmp_path / "two", epochs=2)
     assert "saved by 2 processes, going on with 1" in capsys.readouterr().out
     assert_same(tmp_path / "two", tmp_path / "one")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.family import Batch, InputError
-from tasks.data.batches import TensorClips, stack
+from models.family import Batch, InputError, ParameterGroup
+from tasks.data.batches import GlobalBatches, TensorClips, stack
 from tasks.engine import distributed, loop, memory, optim
 from tasks.engine.run import Task, build_run
 from tests.tasks import toy_training as toy
@@ -51,17 +51,54 @@ def test_warmup_longer_than_the_run_is_cut_with_a_warning(tmp_path: Path, capsys
     assert [row["lr"] for row in fitted.history] == [pytest.approx(5e-3), pytest.approx(1e-2)]
 
 
+def test_schedule_laid_over_more_epochs_than_are_trained(tmp_path: Path) -> None:
+    """AdaTAD's: 100 steps an epoch, 5 epochs of warm-up, a cosine over 100 epochs of which 60 are trained."""
+    train = TensorClips({"x": torch.zeros(200, 8), "y": torch.zeros(200, 2)})
+    changes = {"epochs": 60, "schedule_epochs": 100, "batch_size": 2, "warmup_epochs": 5.0, "lr": 1.0, "min_lr": 0.0}
+    run = build_run(replace(toy.build_task(), train=train), toy.settings(**changes), HERE, tmp_path, lambda: False)
+    assert run.steps == 6000
+    rates = {0: 1 / 500, 499: 1.0, 500: 1.0, 4000: 0.70, 6000: 0.377}
+    assert {step: run.rate(step) for step in rates} == pytest.approx(rates, abs=2e-3)
+    assert run.rate(6000) == pytest.approx(0.5 * (1 + math.cos(math.pi * 5500 / 9500)))
+
+
 def test_decay_only_on_weights_of_two_dimensions() -> None:
-    groups = optim.build_optimizer(toy.Regressor(), 1e-3, 0.3, 0.9).param_groups
+    groups = optim.build_optimizer(toy.Regressor(), 1e-3, 0.3, 0.9, {}).param_groups
     assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in groups] == [(0.3, {2}), (0.0, {1})]
     assert sum(len(g["params"]) for g in groups) == 6, "frozen parameters are no business of the optimizer"
+
+
+def test_a_group_has_a_rate_and_a_decay_of_its_own() -> None:
+    rules = {"layers.1": ParameterGroup(2.0, decay_all=True), "layers": ParameterGroup(0.5, decay_all=False)}
+    module = toy.Regressor()
+    optimizer = optim.build_optimizer(module, 1e-3, 0.3, 0.9, rules)
+    optim.set_rate(optimizer, 1e-2)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    expected = {
+        "layers.0.weight": (5e-3, 0.3), "layers.0.bias": (5e-3, 0.0), "layers.1.weight": (2e-2, 0.3),
+        "layers.1.bias": (2e-2, 0.3), "head.weight": (1e-2, 0.3), "head.bias": (1e-2, 0.0),
+    }  # fmt: skip
+    assert {name: found.get(id(p)) for name, p in module.named_parameters() if p.requires_grad} == expected
+
+
+def test_a_group_trains_at_its_rate_to_the_end(tmp_path: Path) -> None:
+    """A group at half the rate moves as it would, had the whole run that rate; logs tell the phase's."""
+    task = replace(toy.build_task(), parameter_groups={"layers.0.bias": ParameterGroup(0.5, decay_all=False)})
+    start = toy.build_task().module.state_dict()["layers.0.bias"]
+    fitted = loop.fit(
+        task, toy.settings(epochs=1, batch_size=42, clip_grad=0.0), HERE, tmp_path / "a", lambda m, s: None
+    )
+    whole = toy.train_here(tmp_path / "b", epochs=1, batch_size=42, clip_grad=0.0)
+    moved = [toy.last_weights(tmp_path / name)["layers.0.bias"] - start for name in "ab"]
+    torch.testing.assert_close(2 * moved[0], moved[1])
+    assert fitted.history[0]["lr"] == whole.history[0]["lr"]
 
 
 def test_average_of_weights_in_closed_form() -> None:
     module = nn.Linear(1, 1, bias=False)
     seen = [0.0, 1.0, 5.0, -2.0]
     nn.init.constant_(module.weight, seen[0])
-    average = optim.MovingAverage(module, 0.8)
+    average = optim.MovingAverage(module.state_dict(), 0.8)
     for value in seen[1:]:
         nn.init.constant_(module.weight, value)
         average.update()
@@ -88,6 +125,16 @@ def test_clipping_scales_all_gradients_together() -> None:
 def test_accumulation_is_the_whole_batch(tmp_path: Path, micro_batch: int) -> None:
     whole, pieces = weights(tmp_path / "a"), weights(tmp_path / "b", micro_batch=micro_batch)
     assert_close(pieces, whole)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_a_loss_over_a_count_of_the_whole_batch_does_not_know_pieces(tmp_path: Path, micro_batch: int) -> None:
+    whole = weights(tmp_path / "a", kind=toy.Counted)
+    assert_close(weights(tmp_path / "b", kind=toy.Counted, micro_batch=micro_batch), whole)
+    average, train = 4.0, toy.build_task().train
+    for keys in GlobalBatches(toy.NUM_TRAIN, 8, 5, 0, 15):  # moved once a step, by all clips of the step
+        average = 0.5 * average + 0.5 * sum(int(train[key]["num_items"]) for key in keys)
+    assert whole["average"].item() == pytest.approx(average)
 
 
 @pytest.mark.parametrize("micro_batch", [2, 3])
@@ -174,6 +221,20 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     assert all(torch.equal(often[key], value) for key, value in seldom.items())
 
 
+def test_evaluation_begins_where_it_is_wanted(tmp_path: Path) -> None:
+    fitted = toy.train_here(tmp_path, epochs=7, eval_from=3, eval_interval=2)
+    assert [row["epoch"] for row in fitted.history if "val_error" in row] == [4, 6, 7]
+
+
+def test_no_epochs_score_and_keep_the_weights_that_are_there(tmp_path: Path) -> None:
+    for _ in range(2):  # as after a kill before the bundle was written
+        fitted = toy.train_here(tmp_path, epochs=0)
+        assert [(row["epoch"], row["step"]) for row in fitted.history] == [(0, 0)]
+        assert fitted.metrics["count"] == toy.NUM_VAL and fitted.metrics["error"] == fitted.history[0]["val_error"]
+        start = toy.build_task().module.state_dict()
+        assert all(torch.equal(value, start[key]) for key, value in fitted.weights.items())
+
+
 def test_bf16_trains_in_bf16_and_predicts_in_float32(tmp_path: Path) -> None:
     task, kinds = toy.build_task(), set()
     module: Any = task.module
@@ -219,9 +280,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_pa
     ("changes", "words"),
     [
         ({"batch_size": 43}, "42 clips, fewer than one batch of 43"),
-        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -1}, "epochs is -1"),
         ({"log_interval": 0}, "log_interval is 0"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"schedule_epochs": 2}, r"schedule_epochs is 2; it must be null or at least epochs \(3\)"),
     ],
 )
 def test_a_dead_start_is_one_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -240,7 +302,7 @@ def test_batches_that_cannot_be_shared_out_or_judged_are_one_line(tmp_path: Path
         loop.fit(Task(task.module, task.train, task.val, toy.Error, ("map", "max")), toy.settings(), HERE, tmp_path,
                  lambda metrics, step: None)  # fmt: skip
     with pytest.raises(InputError, match="every parameter is frozen"):
-        optim.build_optimizer(toy.Regressor().requires_grad_(False), 1e-3, 0.0, 0.9)
+        optim.build_optimizer(toy.Regressor().requires_grad_(False), 1e-3, 0.0, 0.9, {})
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

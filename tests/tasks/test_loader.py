@@ -123,7 +123,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., 
     os.chdir(root)
     try:
         manifest.write(pd.DataFrame(rows), manifest.manifest_path("toy"))
-        stores.stores("toy", stores.Stores(5, 32, 95, 16000, "pcm16", 1, 1, "processes", 0.0))
+        stores.stores("toy", stores.Stores(5, 0, 32, 95, 16000, "pcm16", 1, 1, "processes", 0.0))
     finally:
         os.chdir(before)
     return root

@@ -23,7 +23,7 @@ from tasks.datasets import wildlife
 from tasks.subset import Subset, subset
 
 LENIENT = clean.Clean(0.0, 7, False, False, False, 2, 1.0)
-STORES = stores.Stores(8, 64, 95, 16000, "pcm16", 2, 1, "processes", 0.0)
+STORES = stores.Stores(8, 0, 64, 95, 16000, "pcm16", 2, 1, "processes", 0.0)
 ALL = Subset("all", 1, 0, 0, "none", 1)
 CLIPS = 6
 

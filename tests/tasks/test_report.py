@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -215,6 +216,43 @@ def test_a_long_table_says_what_it_leaves_out() -> None:
     assert section["hidden"] == 10
     assert section["numeric"] == [False, True]
     assert section["rows"][0] == ("c0", "0.000")
+
+
+def test_a_page_without_examples(written: tuple[Scored, Results, Path], tmp_path: Path) -> None:
+    scored, results, folder = written
+    (tmp_path / "plots").mkdir()
+    report.write(scored, replace(results, examples=[]), tmp_path)
+    assert 'id="examples"' in (folder / "report.html").read_text()
+    assert 'id="examples"' not in (tmp_path / "report.html").read_text()
+
+
+def test_a_timeline_shows_each_segment_in_its_place() -> None:
+    """Truth on the left in the upper half, a detection on the right in the lower one, and of two the surer is darker."""
+    rows = [("truth", 10.0, 30.0, 1.0), ("found", 50.0, 70.0, 0.9), ("found", 75.0, 95.0, 0.1)]
+    frame = pd.DataFrame(rows, columns=["kind", "start", "end", "score"])
+    frame = frame.assign(clip="a $strange$ <name>", duration=100.0, label="to $jump")
+    with Image.open(io.BytesIO(report.draw(Table("Time", frame, plot="timeline")))) as image:
+        pixels = np.asarray(image.convert("L")).astype(float)[40:]  # below the legend
+    left, right = (np.flatnonzero((pixels < 200).sum(0) > 8)[k] for k in (0, -1))  # the axis and the last bar's end
+    scale = (right - left) / 95
+    upper, pale, sure = (pixels[:, round(left + scale * middle)] for middle in (20, 85, 60))
+    assert upper.min() < sure.min() < pale.min() < 240
+    assert np.argmax(upper < 200) < np.argmax(sure < 200)
+    assert pixels[:, round(left + scale * 40)].min() > np.minimum(pale, sure).min(), "nothing stands between them"
+    section = report.section("time", Table("Time", frame, plot="timeline"), b"x")
+    assert (section["rows"], section["picture"] != "") == ([], True)
+    alone = report.draw(Table("Time", frame[frame["kind"] == "found"], plot="timeline"))
+    assert alone.startswith(b"\x89PNG")
+
+
+def test_a_timeline_without_a_segment_says_so() -> None:
+    row = {"clip": "c", "duration": 100.0, "kind": "nothing", "label": "", "start": 0.0, "end": 0.0, "score": 0.0}
+    with Image.open(io.BytesIO(report.draw(Table("Time", pd.DataFrame([row]), plot="timeline")))) as image:
+        pixels = np.asarray(image.convert("L"))
+    middle = pixels[:, pixels.shape[1] * 45 // 100 : pixels.shape[1] * 55 // 100]
+    assert (middle < 128).any()
+    full = pd.DataFrame([row, {**row, "clip": "d", "kind": "found", "label": "run", "end": 50.0, "score": 0.9}])
+    assert report.draw(Table("Time", full, plot="timeline")).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("classes", [3, 60])

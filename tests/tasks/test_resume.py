@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from models.family import InputError
-from tasks.engine import checkpoint
+from tasks.engine import checkpoint, loop
+from tasks.engine.distributed import Place
 from tests.tasks import toy_training as toy
 
 RUN: dict[str, Any] = {"ema_decay": 0.9, "micro_batch": 3, "num_workers": 0}
@@ -46,6 +47,29 @@ def test_killed_at_three_random_steps(tmp_path: Path, uninterrupted: str) -> Non
         die(tmp_path, options={"dropout": 0.3, "kill_at": draw.randrange(1, 4 * MICROS)})
     assert (tmp_path / "last").is_symlink(), "the kills came so early that nothing had to be resumed"
     assert finish(tmp_path, options={"dropout": 0.3}) == uninterrupted
+
+
+def test_what_a_module_carries_from_step_to_step_comes_back(tmp_path: Path) -> None:
+    whole = finish(tmp_path / "a", kind="Counted")
+    die(tmp_path / "b", kind="Counted", options={"kill_at": 7 * MICROS - 1})
+    assert finish(tmp_path / "b", kind="Counted") == whole
+
+
+def test_checkpoints_without_what_is_frozen(tmp_path: Path) -> None:
+    """They end as whole ones do, killed or not, and go on upon their own base alone."""
+    whole, slim, killed = (tmp_path / name for name in ("whole", "slim", "killed"))
+    finish(whole, options={"dropout": 0.3})
+    expected = finish(slim, options={"dropout": 0.3}, base="a" * 64)
+    die(killed, options={"dropout": 0.3, "kill_at": 7 * MICROS}, base="a" * 64)
+    with pytest.raises(InputError, match=r"was trained on other frozen weights \(SHA-256 aaaaaaaaaaaa\)"):
+        loop.fit(toy.build_task(), toy.settings(**RUN), Place(torch.device("cpu")), killed, lambda metrics, step: None)
+    assert finish(killed, options={"dropout": 0.3}, base="a" * 64) == expected
+    frozen = {"frozen.0.weight", "frozen.0.bias", "frozen.1.weight", "frozen.1.bias"}
+    for name in ("last", "best"):
+        (every, _), (kept, state) = (checkpoint.read(work, name) or ({}, {}) for work in (whole, killed))  # pyright: ignore
+        assert every.keys() - kept.keys() == frozen
+        assert all(torch.equal(every[key], value) for key, value in kept.items())
+        assert not frozen & state.get("average", {}).keys()
 
 
 @pytest.mark.parametrize("number", range(4, 13, 2))

@@ -29,7 +29,7 @@ from tasks.data.frame_store import FrameStore
 from tasks.stores import Stores
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Stores(4, 32, 90, 16000, "pcm16", 3, 2, "processes", 0.05)
+SETTINGS = Stores(4, 0, 32, 90, 16000, "pcm16", 3, 2, "processes", 0.05)
 BUILD_SHARD = stores.build_shard
 CLIPS = ["long_gop", "short_gop", "open_gop", "uneven", "mute", "edit_list", "upright", "still"]
 

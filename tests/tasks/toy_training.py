@@ -8,8 +8,12 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +88,35 @@ class Pairs(nn.Module):
         return embeddings if part == "embeddings" or not self.training else self.joint_loss(embeddings)
 
 
+class Counted(nn.Module):
+    """A sum over what the clips hold, divided by a moving average of how much a whole batch holds of it."""
+
+    average: Tensor
+
+    def __init__(self, kill_at: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 2)])
+        self.register_buffer("average", torch.tensor(4.0))
+        self.kill_at, self.calls = kill_at, 0
+
+    def moved(self, total: Tensor) -> Tensor:
+        return 0.5 * self.average + 0.5 * total
+
+    def forward(self, batch: Batch) -> Batch:
+        y = self.layers[1](torch.tanh(self.layers[0](batch["x"])))
+        if not self.training:
+            return {"y": y}
+        self.calls += 1
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        error = (batch["num_items"] * (y - batch["y"]).square().sum(1)).sum() / self.moved(batch["total_items"])
+        return {"loss": error * batch["total_clips"] / len(y)}
+
+    @torch.no_grad()
+    def end_step(self, batch: Batch) -> None:
+        self.average.copy_(self.moved(batch["total_items"]))
+
+
 class Error:
     """Mean square error over everything seen; counts the clips; draws random numbers as careless code would."""
 
@@ -101,19 +134,21 @@ class Error:
 
 
 def clips(num: int, seed: int) -> TensorClips:
-    """Inputs of 8 numbers and targets of 2 that depend on them."""
+    """Inputs of 8 numbers, targets of 2 that depend on them, and how many items each clip is said to hold."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num, 8, generator=generator)
-    return TensorClips({"x": x, "y": torch.stack([x[:, 0] * x[:, 1], x[:, 2:].mean(1)], 1)})
+    y = torch.stack([x[:, 0] * x[:, 1], x[:, 2:].mean(1)], 1)
+    return TensorClips({"x": x, "y": y, "num_items": torch.randint(4, (num,), generator=generator)})
 
 
 def settings(**changes: Any) -> Training:
     """The engine's settings for a toy run."""
     values: dict[str, Any] = {
         "start_from": "none", "epochs": 3, "batch_size": 8, "micro_batch": None, "lr": 1e-2, "min_lr": 1e-4,
-        "weight_decay": 0.1, "beta2": 0.95, "warmup_epochs": 0.5, "clip_grad": 1.0, "ema_decay": 0.0, "amp": False,
-        "compile": False, "compile_mode": "default", "strategy": "ddp", "device": "cpu", "num_workers": 0, "seed": 5,
-        "deterministic": True, "log_interval": 2, "eval_interval": 1, "checkpoint_interval": 2,
+        "weight_decay": 0.1, "beta2": 0.95, "warmup_epochs": 0.5, "schedule_epochs": None, "clip_grad": 1.0,
+        "ema_decay": 0.0, "amp": False, "compile": False, "compile_mode": "default", "strategy": "ddp",
+        "device": "cpu", "num_workers": 0, "seed": 5, "deterministic": True, "log_interval": 2, "eval_interval": 1,
+        "eval_from": 1, "checkpoint_interval": 2,
     }  # fmt: skip
     return Training(**values | changes)
 
@@ -157,9 +192,23 @@ def start(work: Path, rank: int = 0, world: int = 1, port: int = 0, **given: Any
     return process  # pyright: ignore[reportReturnType]
 
 
+def train_in_two(work: Path, **given: Any) -> list[int | None]:
+    """Exit codes of two gloo processes that trained together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(work, rank, 2, port, **given) for rank in range(2)]
+    for process in processes:
+        process.join(200)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
 def _process(
     work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
-    kill_at_flush: int = 0, slow: float = 0.0, **changes: Any,
+    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, base: str = "", **changes: Any,
 ) -> None:  # fmt: skip
     """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
     torch.set_num_threads(1)
@@ -171,7 +220,8 @@ def _process(
         }  # fmt: skip
     if kill_at_flush:
         _kill_at_flush(kill_at_flush)
-    task = build_task({"Regressor": Regressor, "Pairs": Pairs}[kind], **options or {})
+    kinds = {"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}
+    task = replace((build or partial(build_task, kinds[kind]))(**options or {}), base=base)
     if slow:
         task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
     with distributed.launched("cpu") as place, contextlib.redirect_stderr(Path(os.devnull).open("w")):
