@@ -76,15 +76,19 @@ def field(within: Page | Locator, label: str) -> Locator:
 
 
 def submit(page: Page) -> str:
-    """Press Submit, again where the page did nothing: while it checks what was typed, a click can be lost. The run's id."""
+    """Press Submit, again where the page did nothing or a busy server refused: while it checks what was typed, a click can
+    be lost. The run's id."""
+    said = "the form asks for no run"
     for _ in range(3):
         try:
             with page.expect_response(re.compile("create_flow_run"), timeout=60_000) as answer:
                 page.get_by_role("button", name="Submit").click()
         except Late:
             continue
-        return answer.value.json()["id"]
-    raise AssertionError("the form asks for no run")
+        if answer.value.ok:
+            return answer.value.json()["id"]
+        said = f"{answer.value.status}: {answer.value.text()}"
+    raise AssertionError(said)
 
 
 def test_a_run_is_started_with_its_form_and_its_version_compared(
