@@ -193,9 +193,12 @@ class Phase:
     # -> Facts.thresholds, which travel with the weights. Of what `present` lists, {"label", "score", …} below them is not
     # shown to people.
     calibrate: Callable[[Any, Facts, Mapping[str, np.ndarray], Sequence[ClipInfo]], dict[str, float]] | None = None
-    # export(answers of `present` by clip name, facts) -> name of a file -> its text, or a table to draw as PNG: what else a
-    # person takes away, whatever was shown. For phases with windows an answer has the clip's `duration` in seconds, too.
-    export: Callable[[Mapping[str, Mapping[str, Any]], Facts], Mapping[str, str | Table]] | None = None
+    # Name of a form -> export(answers of `present` by clip name, facts) -> name of a file -> its text, or a table to draw as
+    # PNG: what else a person takes away, whatever was shown, in the first form unless another is asked for. For phases
+    # with windows an answer has the clip's `duration` in seconds, too.
+    exports: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]], Facts], Mapping[str, str | Table]]] = field(
+        default_factory=dict
+    )
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
     # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.

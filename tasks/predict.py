@@ -238,12 +238,14 @@ def load_predictor(family: str, model: str) -> Predictor:
 
 
 def media_files(given: Sequence[Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The files given, and those below the folders given, sorted within each."""
+    """The files given, those below the folders given, sorted within each, and those that .list files name, one a line."""
     found: list[Path] = []
     for path in given:
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        if path.suffix == ".list" and path.is_file():
+            inside = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not inside:
-            raise InputError(f"{path}: no video files in this folder ({', '.join(suffixes)})")
+            raise InputError(f"{path}: no video files in it ({', '.join(suffixes)})")
         found += inside
     return found
 
@@ -322,7 +324,9 @@ def read_arguments() -> argparse.Namespace:
         prog="python -m tasks.predict", description="What a trained model says of raw clips."
     )
     parser.add_argument("family", choices=models.names())
-    parser.add_argument("clips", nargs="+", type=Path, help="video files, or folders of them")
+    parser.add_argument(
+        "clips", nargs="+", type=Path, help="video files, folders of them, or .list files with one a line"
+    )
     parser.add_argument("--model", help="bundle folder or models:/ address; the family's final phase in artifacts/")
     parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most, printed and with --json")
     parser.add_argument("--min-score", type=float, help="show answers from this score on, not from their class's own")
@@ -330,6 +334,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="write what the family has for people, such as subtitles, to this folder"
     )
+    parser.add_argument("--form", help="of the files in --out, where the family has several; the first of them")
     return parser.parse_args()
 
 
@@ -342,11 +347,13 @@ def main() -> None:
         raise InputError(f"--top is {given.top}; ask for 1 answer or more")
     if given.min_score is not None:
         predictor.believe_from(given.min_score)
-    clips, export = media_files(given.clips, predictor.suffixes), predictor.phase.export
+    clips, exports = media_files(given.clips, predictor.suffixes), predictor.phase.exports
+    form = given.form or next(iter(exports), "")
     if given.out:
-        if export is None:
-            raise InputError(f"--out: {given.family} makes no files of its answers; use --json")
         check_names(clips, given.out)
+        if form not in exports:
+            known = f"has {', '.join(exports)}" if exports else "makes no files of its answers; use --json"
+            raise InputError(f"--out, form {form or 'none'}: {given.family} {known}")
     answers: list[dict[str, Any]] = []
     whole: dict[str, dict[str, Any]] = {}
     for files in _batches(clips):
@@ -359,8 +366,8 @@ def main() -> None:
     if given.json:
         with storage.atomic_file(given.json) as temporary:
             temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
-    if given.out and export:
-        made = export(whole, predictor.facts)
+    if given.out:
+        made = exports[form](whole, predictor.facts)
         write_files(made, given.out)
         say(f"{len(made)} files in {given.out}")
     if failed := sum("error" in answer for answer in answers):

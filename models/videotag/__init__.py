@@ -31,7 +31,7 @@ FAMILY = Family(
             tiny=model.tiny_tagger(),
             present=answers.present,
             calibrate=answers.calibrate,
-            export=answers.export,
+            exports={"jsonl": answers.export, "original": answers.original},
             pretrained=weights.names,
             load_pretrained=weights.load_tagger,
         ),

@@ -109,7 +109,7 @@ def export(answers: Mapping[str, Mapping[str, Any]], facts: Facts) -> dict[str, 
     return files
 
 
-def original(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def original(answers: Mapping[str, Mapping[str, Any]], facts: Facts) -> dict[str, str]:
     """result0.json, result1.json, … in the order of the videos, as the original wrote them: names may occur twice.
 
     Its first key was `'class_id`, with a stray apostrophe that its documents lack; here it is `class_id`.

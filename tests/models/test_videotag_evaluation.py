@@ -247,7 +247,7 @@ def test_files_of_answers() -> None:
 
 def test_files_of_the_original() -> None:
     (first, second) = answers.present({"logits": torch.tensor([[0.0, -1, 1, -2, -3], [3.0, 0, 0, 0, 0]])}, FACTS)
-    files = answers.original({"a": first, "b": second})
+    files = answers.original({"a": first, "b": second}, FACTS)
     assert list(files) == ["result0.json", "result1.json"]
     name, *tags = json.loads(files["result0.json"])
     assert name == "a"
