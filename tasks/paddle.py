@@ -150,3 +150,13 @@ def _arrays(path: Path, content: Any) -> dict[str, np.ndarray]:
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+
+
+def class_names(file: Path) -> dict[str, Tensor]:
+    """`labels`, the names of the classes as UTF-8 joined by line feeds, where one label*.txt lies beside the weights."""
+    beside = sorted(file.parent.glob("label*.txt"))
+    if len(beside) > 1:
+        names = " and ".join(path.name for path in beside)
+        raise InputError(f"{file}: {names} lie beside it; leave the one of these weights there")
+    text = beside[0].read_text(encoding="utf-8").rstrip("\n") if beside else ""
+    return {"labels": torch.tensor(list(text.encode()), dtype=torch.uint8)} if text else {}

@@ -151,7 +151,7 @@ def _is_reachable(endpoint: str) -> bool:
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of one file. Nothing in it is ever executed."""
     if file.suffix == paddle.SUFFIX:
-        return paddle.read(file)
+        return paddle.read(file) | paddle.class_names(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

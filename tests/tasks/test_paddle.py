@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models.family import InputError
+from models.videotag.weights import class_names
 from tasks import paddle, pretrained
 
 RNG = np.random.default_rng(0)
@@ -167,6 +168,17 @@ def test_too_large_files_are_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(paddle, "LARGEST", 100)
     with pytest.raises(InputError, match="refused"):
         paddle.read(dump(tmp_path, ARRAYS))
+
+
+def test_a_label_file_beside_them_names_their_classes(tmp_path: Path) -> None:
+    file = dump(tmp_path, ARRAYS)
+    assert paddle.class_names(file) == {}
+    (tmp_path / "label_2.txt").write_text("滑板\nswim ming\n\n", encoding="utf-8")
+    state, _ = pretrained.load_state(str(file))
+    assert class_names(state["labels"]) == {0: "滑板", 1: "swim ming"}
+    (tmp_path / "label.txt").write_text("x\n")
+    with pytest.raises(InputError, match=r"label\.txt and label_2\.txt .* leave the one of these weights"):
+        pretrained.load_state(str(file))
 
 
 def test_named_in_params_they_are_weights_like_others(tmp_path: Path) -> None:

@@ -175,6 +175,14 @@ def test_names_that_cannot_be(here: Path, tmp_path: Path, monkeypatch: pytest.Mo
         predict.write_files({"../x.srt": ""}, tmp_path / "out")
 
 
+def test_videos_that_a_list_names(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "few.list").write_text(f"{here / 'data/toy/raw/v0.mp4'}\n\n")
+    ask(monkeypatch, tmp_path / "few.list", "--out", tmp_path / "out", "--form", "activitynet")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "v0.png", "v0.srt"]
+    with pytest.raises(InputError, match="--out, form xml: adatad has activitynet"):
+        ask(monkeypatch, tmp_path / "few.list", "--out", tmp_path / "out", "--form", "xml")
+
+
 @pytest.mark.parametrize(("wrong", "words"), [
     (("--min-score", "1.5"), "--min-score is 1.5; scores go from 0 to 1"),
     (("--min-score", "nan"), "--min-score is nan"),
