@@ -277,6 +277,8 @@ def _words(value: Any) -> str:
             return ("; " if is_nested else " ").join(map(_words, value))
         case {"segment": [start, end], **rest}:
             return f"{_clock(start)}-{_clock(end)} {_words(rest)}"
+        case {"label": label, "score": score}:
+            return f"{label} {_words(score)}"
         case Mapping():
             return " ".join(map(_words, value.values()))
     return str(value)
