@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from models.family import Batch, ClipSpec, InputError, Sample
 from tasks import storage
-from tasks.data import manifest
+from tasks.data import clip_files, manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.batches import Clips, GlobalBatches, InOrder, Key, build_loader, read_batches
 from tasks.data.feature_store import FeatureStore
@@ -134,7 +134,7 @@ def open_split(
             f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
             f"run `python -m tasks.stores {dataset}` again"
         )
-    if spec.num_frames and len(table) and not table["has_video"].any():
+    if spec.num_frames and len(table) and clip_files.is_features(table["path"].iloc[0]):
         raise InputError(f"{dataset} holds features of frames and no pictures, which this phase sees; begin after it")
     if spec.window is None:
         feature_store = open_features(features, table) if spec.features and features else None

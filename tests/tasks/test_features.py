@@ -64,7 +64,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     root = tmp_path / "project"
     shutil.copytree(made, root)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(models, "names", lambda: [NAME])
+    monkeypatch.setattr(models, "names", models.names)  # and what `install` puts there is gone after the test
     toy_features.install()
     yield root
 
@@ -189,8 +189,8 @@ def test_features_of_another_checkpoint_are_refused(project: Path) -> None:
 
 def test_pictures_and_features_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "names", models.names)
     toy_features.install()
-    monkeypatch.setattr(models, "names", lambda: [NAME])
     Path("params.yaml").write_text(PARAMS)
     raw, rng = Path("data/clips/raw"), np.random.default_rng(0)
     (raw / "made").mkdir(parents=True)

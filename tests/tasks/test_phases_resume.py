@@ -62,8 +62,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {key: value for dataset in datasets for key, value in shrink(dataset).items()}
     sections = {family: tiny(family) for family in models.names()} | {"train": {"checkpoint_interval": 1}}
     edit_params(project / "params.yaml", sizes, sections)
-    stages = [(stage, dataset) for dataset in datasets for stage in ("download", "subset", "clean", "stores")]
-    for stage, *arguments in [*stages, *(("train", *names) for names in PHASES)]:
+    stages: list[tuple[str, ...]] = [
+        (stage, dataset) for dataset in datasets for stage in ("download", "subset", "clean", "stores")
+    ]
+    for family, name in PHASES:
+        phase = models.load(family).phases[name]
+        stages += [("features", family)] if phase.clip(phase.tiny).features else []
+        stages.append(("train", family, name))
+    for stage, *arguments in stages:
         outcome = stage_process.run(project, stage, *arguments)
         assert outcome.code == 0, outcome.errors
     return project
