@@ -93,6 +93,7 @@ def test_run_again_does_nothing(first: Path) -> None:
     assert "Running stage" not in dvc(first, "repro", "register@t3av")
 
 
+@pytest.mark.slow
 def test_a_second_project_makes_the_same_bytes(first: Path, tmp_path: Path) -> None:
     second = project(tmp_path)
     dvc(second, "repro", "evaluate@t3av")

@@ -35,6 +35,7 @@ def test_three_videos_are_learned(tmp_path: Path) -> None:
     assert fitted.metrics["map_average"] > 0.95
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for work, kill_at, code in (
@@ -49,6 +50,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert (killed / "digest").read_text() == (whole / "digest").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path, micro_batch: int | None) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
