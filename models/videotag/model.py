@@ -168,7 +168,7 @@ def tiny_tagger() -> TaggerConfig:
     """The smallest config, for tests on a CPU."""
     model = TaggerModel(
         pooling="peephole", feature_dim=512, embedding_size=16, lstm_size=8, dropout=0.0, legacy_dropout=False,
-        hidden=[32], clusters=4, groups=2, expansion=2, layers=1, heads=2, audio=True, sample_rate=8000,
+        hidden=[32], clusters=4, groups=2, expansion=2, layers=1, heads=2, audio=True, sample_rate=16000,
         audio_seconds=2, num_mel_bins=16, model_name="none", head="fresh",
     )  # fmt: skip
     return TaggerConfig(

@@ -25,15 +25,13 @@ from tests.tasks import stage_process
 ROOT = Path(__file__).parents[2]
 PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
 EPOCHS, BATCH = 2, 4
-VIDEOS = {
-    "clips": 24,
-    "seconds": 30.0,
-}  # of a demo dataset of untrimmed videos, about the fewest and shortest it can make
+# About the fewest (and shortest) clips that a demo dataset of a format can make.
+FEWEST: dict[str, dict[str, float]] = {"activitynet": {"clips": 24, "seconds": 30.0}, "taglists": {"clips": 60}}
 
 
 def shrink(dataset: str) -> dict[str, object]:
     """What makes a demo dataset small enough for a test."""
-    demo = VIDEOS if params.value("download", dataset, "format") == "activitynet" else {"clips": 84}
+    demo = FEWEST.get(params.value("download", dataset, "format"), {"clips": 84})
     return {f"download.{dataset}.demo.{key}": value for key, value in demo.items()} | {
         f"subset.{dataset}.num_train": 3,
         f"subset.{dataset}.num_test": 1,
