@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import torch
@@ -44,6 +43,7 @@ from tasks import quarantine, stores
 from tasks.data import video
 from tasks.data.frame_store import FrameStore
 from tasks.data.windows import WindowDataset
+from tasks.datasets.demo import ffmpeg_binary
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CLASSES, SECONDS, TRUE = 20, 200.0, 3325  # of THUMOS-14's test videos: classes, mean length, true segments
@@ -228,7 +228,7 @@ def make_videos(folder: Path) -> pd.DataFrame:
     """An MP4 of a moving pattern with some grain, copies of it, and their manifest."""
     rows = []
     picture = f"testsrc2=size=320x180:rate={FPS}:duration={LENGTH},noise=alls=8:allf=t"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", picture]
+    command = [ffmpeg_binary(), "-v", "error", "-f", "lavfi", "-i", picture]
     subprocess.run([*command, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(folder / "0.mp4")], check=True)
     annotation = json.dumps({"segments": [(start, start + 5.0, "action") for start in range(5, LENGTH - 5, 10)]})
     for number in range(NUM_VIDEOS):

@@ -6,13 +6,10 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 from pydantic import Field
 
-from flows.forms import Devices, Training, recipe
-from flows.pipeline import Request, run_graph
+from flows.forms import Devices, Training, train
 from models.adatad.config import Mode
-from models.family import InputError
 
 Preset = Literal[
     "params.yaml",
@@ -51,23 +48,9 @@ def adatad(
         until: The last stage to run, with all it needs
         force: Train again even where the result exists
     """
-    values: dict[str, Any] = {
-        "adatad.dataset": dataset,
+    values = {
         "adatad.model.backbone.mode": mode,
         "adatad.model.backbone.model_name": weights,
         "adatad.model.window": window,
-        "orchestration.stages.finetune.devices": devices,
     }
-    values |= {f"adatad.finetune.{key}": value for key, value in finetune.model_dump().items()}
-    try:
-        overlay = recipe("adatad", dataset, preset)
-    except InputError as error:
-        return Failed(message=str(error))
-    return run_graph(
-        Request(
-            targets=[f"{until}@adatad"],
-            force=["finetune@adatad"] if force else (),
-            changes={key: value for key, value in values.items() if value is not None},
-            overlay=overlay,
-        )
-    )
+    return train("adatad", dataset, preset, {"finetune": finetune}, values, devices, until, force)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 import models
 from flows import orchestration
+from flows.pipeline import Request, run_graph
 from models.family import InputError
 from tasks import params
 
@@ -33,3 +37,35 @@ def recipe(family: str, dataset: str, preset: str) -> dict[str, Any]:
         return {}
     sections = params.read(Path(models.__file__).parent / family / f"{preset}.yaml")
     return {key: value if key == family else {dataset: value} for key, value in sections.items()}
+
+
+def train(
+    family: str,
+    dataset: str,
+    preset: str,
+    phases: Mapping[str, Training],
+    values: Mapping[str, Any],
+    devices: int,
+    until: str,
+    force: bool,
+) -> State[Any]:
+    """Run the family's stages up to `until` as its form says: `values` of params.yaml by dotted name, None = the recipe's.
+
+    `phases` are those that the form trains; `force` trains again what `until` needs of them.
+    """
+    changes = {f"{family}.dataset": dataset, **values}
+    for phase, form in phases.items():
+        changes |= {f"{family}.{phase}.{key}": value for key, value in form.model_dump().items()}
+        changes[f"orchestration.stages.{phase}.devices"] = devices
+    try:
+        overlay = recipe(family, dataset, preset)
+    except InputError as error:
+        return Failed(message=str(error))
+    return run_graph(
+        Request(
+            targets=[f"{until}@{family}"],
+            force=[f"{phase}@{family}" for phase in phases] if force else (),
+            changes={key: value for key, value in changes.items() if value is not None},
+            overlay=overlay,
+        )
+    )

@@ -6,15 +6,9 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 from pydantic import Field
 
-from flows.forms import Devices, Training, recipe
-from flows.pipeline import Request, run_graph
-from models.family import InputError
-
-PHASES = ("pretrain", "contrastive", "finetune")
-
+from flows.forms import Devices, Training, train
 
 Preset = Literal["params.yaml", "vggsound"]
 MaskRatio = Annotated[float | None, Field(gt=0, lt=1)]
@@ -49,25 +43,10 @@ def t3av(
         until: The last stage to run, with all it needs
         force: Train again even where the result exists
     """
-    values: dict[str, Any] = {
-        "t3av.dataset": dataset,
+    phases = {"pretrain": pretrain, "contrastive": contrastive, "finetune": finetune}
+    values = {
         "t3av.pretrain.mask_ratio": mask_ratio,
         "t3av.pretrain.audio_mask_ratio": mask_ratio,
         "t3av.contrastive.temperature": temperature,
     }
-    for phase, form in zip(PHASES, (pretrain, contrastive, finetune), strict=True):
-        values |= {f"t3av.{phase}.{key}": value for key, value in form.model_dump().items()}
-        values[f"orchestration.stages.{phase}.devices"] = devices
-    trained = PHASES[: PHASES.index(until) + 1] if until in PHASES else PHASES
-    try:
-        overlay = recipe("t3av", dataset, preset)
-    except InputError as error:
-        return Failed(message=str(error))
-    return run_graph(
-        Request(
-            targets=[f"{until}@t3av"],
-            force=[f"{phase}@t3av" for phase in trained] if force else (),
-            changes={key: value for key, value in values.items() if value is not None},
-            overlay=overlay,
-        )
-    )
+    return train("t3av", dataset, preset, phases, values, devices, until, force)

@@ -6,13 +6,9 @@ from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 
-from flows.forms import Devices, Training, recipe
-from flows.pipeline import Request, run_graph
-from models.family import InputError
+from flows.forms import Devices, Training, train
 
-PHASES = ("tsn", "tagger")
 Preset = Literal["params.yaml", "videotag_3396"]
 Pooling = Literal["lstm", "peephole", "nextvlad", "transformer", "mean"]
 Until = Literal["tsn", "features", "tagger", "evaluate", "register"]
@@ -45,25 +41,9 @@ def videotag(
         until: The last stage to run, with all it needs
         force: Train again even where the result exists
     """
-    values: dict[str, Any] = {
-        "videotag.dataset": dataset,
+    values = {
         "videotag.tagger.model.pooling": pooling,
         "videotag.tsn.model.model_name": tsn_weights,
         "videotag.tagger.model.model_name": tagger_weights,
     }
-    for phase, form in zip(PHASES, (tsn, tagger), strict=True):
-        values |= {f"videotag.{phase}.{key}": value for key, value in form.model_dump().items()}
-        values[f"orchestration.stages.{phase}.devices"] = devices
-    trained = PHASES[:1] if until in ("tsn", "features") else PHASES
-    try:
-        overlay = recipe("videotag", dataset, preset)
-    except InputError as error:
-        return Failed(message=str(error))
-    return run_graph(
-        Request(
-            targets=[f"{until}@videotag"],
-            force=[f"{phase}@videotag" for phase in trained] if force else (),
-            changes={key: value for key, value in values.items() if value is not None},
-            overlay=overlay,
-        )
-    )
+    return train("videotag", dataset, preset, {"tsn": tsn, "tagger": tagger}, values, devices, until, force)

@@ -6,11 +6,8 @@ from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 
-from flows.forms import Devices, Training, recipe
-from flows.pipeline import Request, run_graph
-from models.family import InputError
+from flows.forms import Devices, Training, train
 
 Preset = Literal["params.yaml", "seed", "mammalps"]
 Fusion = Literal["mbt", "concat", "twotoken"]
@@ -40,22 +37,5 @@ def wildlife(
         until: The last stage to run, with all it needs; compact makes a student and int8 versions too
         force: Train again even where the result exists
     """
-    values: dict[str, Any] = {
-        "wildlife.dataset": dataset,
-        "wildlife.model.fusion": fusion,
-        "wildlife.finetune.balanced_sampler": balanced_sampler,
-        "orchestration.stages.finetune.devices": devices,
-    }
-    values |= {f"wildlife.finetune.{key}": value for key, value in finetune.model_dump().items()}
-    try:
-        overlay = recipe("wildlife", dataset, preset)
-    except InputError as error:
-        return Failed(message=str(error))
-    return run_graph(
-        Request(
-            targets=[f"{until}@wildlife"],
-            force=["finetune@wildlife"] if force else (),
-            changes={key: value for key, value in values.items() if value is not None},
-            overlay=overlay,
-        )
-    )
+    values = {"wildlife.model.fusion": fusion, "wildlife.finetune.balanced_sampler": balanced_sampler}
+    return train("wildlife", dataset, preset, {"finetune": finetune}, values, devices, until, force)

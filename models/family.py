@@ -270,8 +270,8 @@ class Table:
     frame: pd.DataFrame
     note: str = ""
     # timeline: a row is a segment, in columns clip, duration (of the clip), kind (truth | found), label, start, end, score;
-    # seconds. The clips are drawn in the order in which they come. One without a segment
-    # has a row of kind "nothing" with no label.
+    # seconds. The clips are drawn in the order in which they come. One without a segment has a row of kind "nothing"
+    # with no label.
     plot: Literal["", "confusion", "bars", "lines", "timeline"] = ""
 
 

@@ -21,8 +21,6 @@ NUM_BALLS, NUM_STAINS = 5, 3
 LENGTH = (4.5, 9.0)  # seconds of an event
 REST = 2.5  # seconds between events at least
 MURMUR = 1 << 16  # samples after which the noise repeats itself
-
-
 ACTIONS = {"inflated": 1.6, "deflated": 0.4, "gone": 0.0}  # its size during them, times that at rest
 Event = tuple[float, float, str]  # start and end in seconds, action
 

@@ -22,6 +22,7 @@ from models.family import Batch, InputError
 from tasks.data.batches import GlobalBatches, InOrder, build_loader, read_batches
 from tasks.engine import checkpoint, distributed, memory, optim
 from tasks.engine.distributed import Place
+from tasks.engine.predictions import SMALL
 from tasks.engine.run import Fitted, Run, Task, Training, build_run, check_finite, outcome, resume, save, save_best
 from tasks.engine.speed import Speed
 
@@ -213,7 +214,7 @@ def _is_best(run: Run, metrics: dict[str, float]) -> bool:
 def evaluate(run: Run, val: DataLoader[Batch]) -> dict[str, float]:
     """Metrics of the validation clips, each counted once, the same on all ranks; averaged weights where there are any.
 
-    A metric sees predictions and the batch's tensors of at most three dimensions: pictures do not cross processes.
+    A metric sees predictions and the batch's tensors of at most SMALL dimensions: pictures do not cross processes.
     """
     module, metric, newest = run.task.module, run.task.metric(), -1
     weights = run.average.in_place() if run.average else nullcontext()
@@ -222,7 +223,7 @@ def evaluate(run: Run, val: DataLoader[Batch]) -> dict[str, float]:
         for batch in read_batches(val):
             if distributed.any_rank(run.stopping(), run.place):
                 raise Stopped
-            known = {key: value for key, value in batch.items() if value.ndim <= 3}
+            known = {key: value for key, value in batch.items() if value.ndim <= SMALL}
             for predictions, seen in distributed.gather((predict(run, batch), known), run.place):
                 if int(seen["row"][-1]) > newest:  # a rank without clips repeats the last one
                     metric.update(predictions, seen)

@@ -9,9 +9,8 @@ from tqdm import tqdm
 
 from tasks.data.batches import Clips, InOrder, build_loader, read_batches
 
-SMALL = (
-    3  # dimensions of what is kept of a phase's predictions, such as (window, segment, its two ends); pictures are not
-)
+# Dimensions at most of what leaves the device, such as (window, segment, its two ends); pictures have more.
+SMALL = 3
 
 
 @torch.inference_mode()
