@@ -189,7 +189,7 @@ def test_a_clip_for_the_tagger() -> None:
     config = tiny_tagger()
     batch = data.tagger_transform(config, FACTS, False)(sample(**given))
     assert {key: tuple(value.shape) for key, value in batch.items()} == {
-        "features": (6, 512), "length": (), "times": (6,), "wave": (16000,), "wave_length": (), "has_audio": (),
+        "features": (6, 512), "length": (), "times": (6,), "wave": (32000,), "wave_length": (), "has_audio": (),
         "tags": (4,),
     }  # fmt: skip
     assert (batch["length"], batch["wave_length"], batch["has_audio"]) == (4, 9, True)

@@ -36,8 +36,8 @@ def batch(num: int = 3, dim: int = 12, most: int = 6) -> Batch:
     times = 0.4 * torch.arange(most).expand(num, -1) * (torch.arange(most) < length[:, None])
     found = {
         "features": torch.randn(num, most, dim, generator=generator), "length": length, "times": times,
-        "wave": 0.1 * torch.randn(num, 16000, generator=generator), "has_audio": torch.arange(num) != 1,
-        "wave_length": torch.tensor([16000, 0, 9000, 500][:num]),
+        "wave": 0.1 * torch.randn(num, 32000, generator=generator), "has_audio": torch.arange(num) != 1,
+        "wave_length": torch.tensor([32000, 0, 18000, 1000][:num]),
         "tags": (torch.rand(num, 4, generator=generator) < 0.5).float(),
     }  # fmt: skip
     found["features"] *= pooling.inside(found["features"], length)[:, :, None]
@@ -270,7 +270,7 @@ def test_a_spectrum_a_second() -> None:
     assert found.shape == (3, 2, 16) and length.tolist() == [2, 0, 2]
     mel = (tagger.spectra.mel(given["wave"]) + 5.0) / 4.0
     torch.testing.assert_close(found[0], torch.stack([mel[0, :100].mean(0), mel[0, 100:].mean(0)]))
-    valid = (9000 - 200) // 80 + 1
+    valid = (18000 - 400) // 160 + 1
     torch.testing.assert_close(found[2], torch.stack([mel[2, :100].mean(0), mel[2, 100:valid].mean(0)]))
     assert not found[1].any()
 
