@@ -16,12 +16,12 @@ import torch
 
 import models
 from models.family import InputError
-from tasks import bundle, clean, features, jobs, params, storage, stores, train
+from tasks import bundle, clean, features, jobs, journal, params, register, storage, stores, train
 from tasks.data import manifest, raw_clip, video
 from tasks.data.extraction import Extractor, Features
 from tasks.data.feature_store import FeatureStore
 from tasks.data.loader import open_split
-from tasks.predict import Predictor
+from tasks.predict import Predictor, load_predictor
 from tests.tasks import stage_process, toy_features
 from tests.tasks.toy_features import NAME
 
@@ -95,7 +95,8 @@ def test_workers_shards_and_kills_change_no_byte(project: Path) -> None:
     features.features(job, CPU)
     expected = whole(project)
     shutil.rmtree(project / "artifacts" / NAME / "features")
-    assert features.share(job, CPU, 1, 2) == (4, 0)
+    outcome = stage_process.run(project, "features", NAME, "--shard", "1/2", prepare=toy_features.install)
+    assert outcome.code == 0 and "4 clips of shard 1/2 done, 0 failed; run it without --shard at last" in outcome.out
     features.features(job, CPU)
     assert whole(project) == expected
     for kill_at in (3, 8):  # within the clips
@@ -178,6 +179,28 @@ def test_training_data_and_prediction_see_the_same(project: Path, tmp_path: Path
     for features_of_clip, answer in zip(seen, (answers[0], answers[2]), strict=True):
         expected = net({"features": features_of_clip[None]})["logits"][0].tolist()
         assert answer["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_registered_version_makes_its_own_features(
+    project: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DUET_TRACKING")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    monkeypatch.setattr(journal, "_start_delivery", lambda: None)
+    shutil.copyfile(migrated, project / "mlflow.db")
+    features.features(features.read_job(NAME), CPU)
+    trained, evaluated = save_tags(), Path("artifacts") / NAME / "evaluate"
+    (evaluated / "plots").mkdir(parents=True)
+    (evaluated / "report.html").write_text("<h1>report</h1>")
+    (evaluated / "predictions.csv").write_text("clip,group\n")
+    (evaluated / "metrics.json").write_text(
+        json.dumps({"loss": 1.0, "loss_low": 0.5, "loss_high": 2.0, "num_clips": 2.0})
+    )
+    clip = Path("data/clips/raw/videos/clip 0.mp4")
+    expected = load_predictor(NAME, str(trained)).predict([clip])
+    register.register(NAME, trained, evaluated, Path("artifacts") / NAME / "register")
+    shutil.rmtree("artifacts")
+    assert load_predictor(NAME, f"models:/duet-{NAME}@champion").predict([clip]) == expected
 
 
 def test_features_of_another_checkpoint_are_refused(project: Path) -> None:
