@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torchvision
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import tag_scores
 from models.family import Batch, Facts
 from models.videotag.config import TsnConfig, TsnModel, check_tsn
 from models.videotag.data import HEAD
@@ -72,18 +72,17 @@ class TsnScores:
         precisions of classes that occur, by probabilities; loss, as in training, its mean.
         """
         logits, tags = torch.cat(self.logits), torch.cat(self.tags)
-        hits = tags.gather(1, logits.topk(min(5, logits.shape[1])).indices) > 0
         scores = (logits.softmax(1) if self.single else logits.sigmoid()).numpy()
         truth = tags.numpy() > 0
-        precisions = [average_precision_score(truth[:, c], scores[:, c]) for c in np.flatnonzero(truth.any(0))]
+        areas = tag_scores.average_precisions(scores, truth)
         if self.single:
             loss = functional.cross_entropy(logits.double(), tags.argmax(1))
         else:
             loss = functional.binary_cross_entropy_with_logits(logits.double(), tags.double())
         return {
-            "top1": float(hits[:, 0].float().mean()),
-            "top5": float(hits.any(1).float().mean()),
-            "map": float(np.mean(precisions)) if precisions else float("nan"),
+            "top1": float(tag_scores.hits_at(scores, truth, 1).mean()),
+            "top5": float(tag_scores.hits_at(scores, truth, 5).mean()),
+            "map": float(np.nanmean(areas)) if truth.any() else float("nan"),
             "loss": float(loss),
         }
 
