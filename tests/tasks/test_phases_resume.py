@@ -22,6 +22,8 @@ from tasks.checkout import edit_params
 from tasks.engine import loop
 from tests.tasks import stage_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
 EPOCHS, BATCH = 2, 4

@@ -285,6 +285,7 @@ def server(tmp_path: Path, migrated: Path) -> Iterator[str]:
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_background_delivery_to_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DUET_TRACKING")
