@@ -257,6 +257,19 @@ def bootstrap(
     return float(low), float(high)
 
 
+def intervals(
+    statistics: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    groups: Sequence[str],
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, float]:
+    """`bootstrap` of each statistic under its name: name_low and name_high."""
+    found = {name: bootstrap(statistic, groups, num_bootstrap, seed) for name, statistic in statistics.items()}
+    return {
+        f"{name}_{end}": value for name, pair in found.items() for end, value in zip(("low", "high"), pair, strict=True)
+    }
+
+
 def weighted_mean(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The mean of (N,) values, such as hits, as a statistic for `bootstrap`."""
     return lambda weights: weights @ values.astype(np.float64) / weights.sum(1)

@@ -84,14 +84,11 @@ def numbers(matched: Matched, areas: np.ndarray, recalls: np.ndarray) -> dict[st
 def intervals(run: Evaluation, matched: Matched) -> dict[str, float]:
     """95 % bootstrap intervals of the average mAP and of that at 0.5; videos of one group are drawn together."""
     groups = [clip.group for clip in run.clips("test")]
-    values = {}
-    for name, statistic in {
+    statistics = {
         "map_average": mean_average_precision(matched),
         "map_50": mean_average_precision(matched.at(THRESHOLDS.index(0.5))),
-    }.items():
-        low, high = metrics.bootstrap(statistic, groups, run.num_bootstrap, run.seed)
-        values |= {f"{name}_low": low, f"{name}_high": high}
-    return values
+    }
+    return metrics.intervals(statistics, groups, run.num_bootstrap, run.seed)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------

@@ -91,11 +91,7 @@ def _intervals(run: Evaluation, both: np.ndarray, hits: dict[str, np.ndarray], t
         "video_top1": metrics.weighted_mean(hits["video"]),
         "macro_f1": metrics.weighted_macro_f1(truth, both.argmax(1), both.shape[1]),
     }
-    values = {}
-    for name, statistic in statistics.items():
-        low, high = metrics.bootstrap(statistic, groups, run.num_bootstrap, run.seed)
-        values |= {f"{name}_low": low, f"{name}_high": high}
-    return values
+    return metrics.intervals(statistics, groups, run.num_bootstrap, run.seed)
 
 
 def _majority(run: Evaluation, truth: np.ndarray) -> float:

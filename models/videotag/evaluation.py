@@ -122,11 +122,8 @@ def clip_scores(found: Answers) -> dict[str, Callable[[np.ndarray], np.ndarray]]
 
 def intervals(run: Evaluation, seen: dict[str, Callable[[np.ndarray], np.ndarray]]) -> dict[str, float]:
     """95 % bootstrap intervals; clips of one group are drawn together."""
-    groups, values = [clip.group for clip in run.clips("test")], {}
-    for name, statistic in seen.items():
-        low, high = metrics.bootstrap(statistic, groups, run.num_bootstrap, run.seed)
-        values |= {f"{name}_low": low, f"{name}_high": high}
-    return values
+    groups = [clip.group for clip in run.clips("test")]
+    return metrics.intervals(seen, groups, run.num_bootstrap, run.seed)
 
 
 def baseline(run: Evaluation, found: Answers) -> dict[str, float]:

@@ -168,8 +168,7 @@ def intervals(run: Evaluation, heads: Sequence[Head], told: Sequence[Head]) -> d
         statistics["joint_top1"] = both, metrics.weighted_mean(right)
     values = {}
     for name, (rows, statistic) in statistics.items():
-        low, high = metrics.bootstrap(statistic, groups[rows].tolist(), run.num_bootstrap, run.seed)
-        values |= {f"{name}_low": low, f"{name}_high": high}
+        values |= metrics.intervals({name: statistic}, groups[rows].tolist(), run.num_bootstrap, run.seed)
     return values
 
 
