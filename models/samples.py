@@ -42,18 +42,20 @@ def media(sample: Sample, shape: MediaShape, augment: Augmentation | None) -> Ba
     Both are zeros where the clip has none. Under SpecAugment there are `bands` (4,) for `transforms.hide_bands`, too.
     """
     rng, frames, wave = sample.rng, sample.frames, sample.wave
-    batch: Batch = {
-        "frames": pictures(frames, shape, augment, rng),
-        "wave": torch.zeros(shape.num_samples),
-        "wave_length": torch.tensor(0 if wave is None else len(wave)),
-        "has_video": torch.tensor(frames is not None),
-        "has_audio": torch.tensor(wave is not None),
-    }
-    if wave is not None:
-        batch["wave"][: len(wave)] = torch.from_numpy(vary(wave, augment, rng))
+    batch: Batch = {"frames": pictures(frames, shape, augment, rng), "has_video": torch.tensor(frames is not None)}
+    batch |= sound(None if wave is None else vary(wave, augment, rng), shape.num_samples)
     if augment and augment.time_mask + augment.freq_mask:
         batch["bands"] = draw_bands(rng, shape.mel_frames, shape.num_mel_bins, augment.time_mask, augment.freq_mask)
     return batch
+
+
+def sound(wave: np.ndarray | None, num_samples: int) -> Batch:
+    """wave (num_samples,) float32, zeros behind its end, its true length as wave_length (), and has_audio ()."""
+    whole = torch.zeros(num_samples)
+    if wave is not None:
+        whole[: len(wave)] = torch.from_numpy(wave)
+    length = torch.tensor(0 if wave is None else len(wave))
+    return {"wave": whole, "wave_length": length, "has_audio": torch.tensor(wave is not None)}
 
 
 def lose_one(sample: Sample, probability: float) -> Sample:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.family import Batch, ClipSpec, Facts, FeatureSpec, InputError, Sample
+from models.samples import sound
 from models.transforms import resized_crop
 from models.videotag.config import TaggerConfig, TsnConfig, check_tagger, check_tsn, feature_dim
 
@@ -211,12 +212,7 @@ def tagger_transform(config: TaggerConfig, facts: Facts, training: bool) -> Call
     def apply(sample: Sample) -> Batch:
         batch = frame_features(sample, config, config.frame_dropout if training else 0.0)
         if config.model.audio:
-            num, wave = config.model.sample_rate * config.model.audio_seconds, sample.wave
-            batch["wave"] = torch.zeros(num)
-            batch["wave_length"] = torch.tensor(0 if wave is None else len(wave))
-            batch["has_audio"] = torch.tensor(wave is not None)
-            if wave is not None:
-                batch["wave"][: len(wave)] = torch.from_numpy(wave)
+            batch |= sound(sample.wave, config.model.sample_rate * config.model.audio_seconds)
         if sample.annotation:
             batch["tags"] = multi_hot(sample, facts)
         if training:
