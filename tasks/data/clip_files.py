@@ -10,6 +10,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tasks import storage
 
 PICTURES, SOUNDS = "video_frames", "mel_spectrograms"
@@ -64,6 +66,22 @@ def files_of(path: Path) -> list[Path]:
     if is_pictures(path):
         return sorted(path.parent.glob(f"img_*{PICTURE}")) or [path]
     return [path, path.parent.with_name(SOUNDS) / f"{path.stem}.npy"] if is_prepared(path) else [path]
+
+
+def open_array(path: Path, called: str) -> np.ndarray:
+    """A NumPy file's array of floating-point numbers, mapped; `called` is what it is named where it is missing.
+
+    ClipError for what is no such file; nothing in it is executed.
+    """
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ClipError("missing", f"there is no {called}") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ClipError("foreign", f"{path.name} is no plain NumPy array: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind != "f":
+        raise ClipError("wrong shape", f"{path.name} is no single array of floating-point numbers")
+    return loaded
 
 
 def checksum(path: Path) -> str:

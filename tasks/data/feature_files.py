@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 
-from tasks.data.clip_files import ClipError, Probe
+from tasks.data.clip_files import ClipError, Probe, open_array
 
 
 def open_features(path: Path) -> np.ndarray:
     """(T, D) floating point, mapped. ClipError for what is no such file; nothing in it is executed."""
-    try:
-        if path.stat().st_size == 0:
-            raise ClipError("empty", f"{path.name} has no bytes")
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ClipError("missing", f"there is no {path.name}") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ClipError("foreign", f"{path.name} is no plain NumPy array: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind != "f":
-        raise ClipError("wrong shape", f"{path.name} is no single array of floating-point numbers")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise ClipError("empty", f"{path.name} has no bytes")
+    loaded = open_array(path, path.name)
     if loaded.ndim != 2 or 0 in loaded.shape:
         raise ClipError("wrong shape", f"{path.name} is {loaded.shape}, not (frames, features)")
     return loaded

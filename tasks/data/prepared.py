@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.data.clip_files import STILL_LEVELS, ClipError, Probe, files_of
+from tasks.data.clip_files import STILL_LEVELS, ClipError, Probe, files_of, open_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +44,7 @@ def open_pictures(path: Path) -> Tensor:
 
 def open_sound(path: Path) -> np.ndarray:
     """(mel, frames) floating point, mapped. ClipError for what is no such file; nothing in it is executed."""
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ClipError("missing", f"there is no {path.parent.name}/{path.name}") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ClipError("foreign", f"{path.name} is no plain NumPy array: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind != "f":
-        raise ClipError("wrong shape", f"{path.name} is no single array of floating-point numbers")
+    loaded = open_array(path, f"{path.parent.name}/{path.name}")
     if loaded.ndim == 3 and len(loaded) == 1:
         loaded = loaded[0]
     if loaded.ndim != 2 or 0 in loaded.shape:
