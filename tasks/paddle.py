@@ -41,9 +41,8 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
 
 
 def _dtype(name: Any, *flags: Any) -> np.dtype[Any]:
-    made = (
-        np.dtype(name, *map(bool, flags)) if isinstance(name, str) else None
-    )  # a copy, whose byte order is still to come
+    # The flags ask for a copy, whose byte order is still to come.
+    made = np.dtype(name, *map(bool, flags)) if isinstance(name, str) else None
     if made is None or made.kind not in "biuf":
         raise Refused(f"an array of {name!r}, not of numbers")
     return made

@@ -44,9 +44,8 @@ class RawFeatures:
 
     def __init__(self, trained: bundle.Bundle, device: torch.device) -> None:
         self.dtype = trained.meta["features"]["dtype"]
-        self.extractor: Extractor | None = (
-            None  # trained on features that were made elsewhere: none of ours can make them
-        )
+        # None: trained on features that were made elsewhere, which none of ours can make.
+        self.extractor: Extractor | None = None
         if trained.meta["features"]["phase"]:
             self.extractor = load_extractor(bundle.load(trained.path.with_name(bundle.FEATURES)), device)
 

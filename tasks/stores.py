@@ -144,6 +144,9 @@ def note_shard(
     return rows
 
 
+BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
+
+
 def mel_sums(wave: np.ndarray, mel: LogMel) -> tuple[float, float, int]:
     """`sums` of the log-mel of (N,) int16."""
     parts = [(0.0, 0.0, 0)]
@@ -212,10 +215,7 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         (work / "stores").mkdir(exist_ok=True)
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
-        first = clips[0]["path"]
-        build = build_shard
-        if clip_files.is_prepared(first) or clip_files.is_features(first):
-            build = link_shard if clip_files.is_prepared(first) else note_shard
+        build = BUILDERS.get(Path(clips[0]["path"]).suffix, build_shard)
         jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
             results = workers.work(build, jobs, settings.workers, len(clips), "stores")
