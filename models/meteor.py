@@ -106,8 +106,8 @@ class _Partial(NamedTuple):
 def align(candidate: Sequence[str], truth: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Pairs of places (candidate, reference) of words that match, each place once, in the candidate's order.
 
-    Most matches, those by the stem counting STEM, then fewest chunks, then places nearest to each other, found by a search that keeps the BEAM best partial
-    alignments after each word: the original's way. It is exact unless more than BEAM alignments compete.
+    Most matches, those by the stem counting STEM, then fewest chunks, then places nearest to each other, found by a search
+    that keeps the BEAM best partial alignments after each word: exact unless more than BEAM alignments compete.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for place, word in enumerate(truth):
