@@ -15,8 +15,8 @@ class Links(nn.Module):
     """A = I + (1 - I) · sigmoid(W) over N features (AVLFormer, Shen et al. 2023): how open is the link row -> column.
 
     Scores are weighed by A where they are exponentiated, by adding log A: a link half open has half its share, and its
-    gradient is finite however closed it is. `legacy` adds (1 - A) · -10000 as FAVDBench does, which closes every link that is
-    not open to within a ten-thousandth and passes next to no gradient; there W starts from N(0, 1).
+    gradient is finite however closed it is. `legacy` adds (1 - A) · -10000 as FAVDBench does, which closes every link
+    below 0.999 and passes next to no gradient; there W starts from N(0, 1).
     """
 
     def __init__(self, num: int, legacy: bool) -> None:

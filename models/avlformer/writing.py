@@ -57,8 +57,7 @@ class Cache:
 
     def visible(self, place: int) -> Tensor:
         """(B, 1, 2 beams, N + (place + 2) beams) bool, of the last words and then of the [MASK]s."""
-        batch, beams = self.own.shape[:2]
-        features = self.present[:, None].expand(-1, beams, -1)
+        features = self.present[:, None].expand(-1, self.own.shape[1], -1)
         before = torch.cat([features, self.tree[:, :, : place + 1].flatten(2)], 2)
         last = torch.cat([before, torch.zeros_like(self.own)], 2)
         return torch.cat([last, torch.cat([before, self.own], 2)], 1)[:, None]
@@ -117,6 +116,7 @@ def penalised(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
     if penalty == 1:
         return logits
     said = torch.zeros_like(logits, dtype=torch.bool).scatter_(2, tokens, True)
+    said[:, :, PAD] = False
     return torch.where(said, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -141,7 +141,7 @@ def draw(logits: Tensor, chance: Tensor, decoding: Decoding) -> Tensor:
 
     The likeliest stands first, and the picked one is where the running sum of probabilities first exceeds the chance.
     """
-    likely, order = (logits / decoding.temperature).softmax(-1).sort(-1, descending=True)
+    likely, order = (logits / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if decoding.top_k:
         likely = likely[:, :, : decoding.top_k]
         likely = likely / likely.sum(-1, keepdim=True)
@@ -195,54 +195,70 @@ def one_by_one(cache: Cache, decoding: Decoding, words: Words, chance: Tensor | 
     return draft, end, ~done
 
 
-def by_beams(cache: Cache, decoding: Decoding, words: Words) -> tuple[Draft, Tensor, Tensor]:
-    """The best ended caption that a beam search finds: its draft, end (B,), and whether it had to end there (B,).
+@dataclass
+class Best:
+    """The best caption of each clip that ended."""
 
-    A caption's score is its log-probability, [SEP] included, divided by length ** length_penalty, [SEP] counted. A clip is
-    done when no beam can become better any more than its best: log-probabilities only fall.
+    draft: Draft  # one beam
+    score: Tensor  # (B,)
+    end: Tensor  # (B,) where its [SEP] stands
+    cut: Tensor  # (B,) bool: it had to end there
+
+    def offer(self, draft: Draft, score: Tensor, parent: Tensor, forced: Tensor, place: int) -> None:
+        """Beams parent (B, K) of `draft` end at `place` and have `score` (B, K), minus infinity for one that goes on."""
+        found, which = score.max(1, keepdim=True)
+        parent, better = parent.gather(1, which), found[:, 0] > self.score
+        self.draft = draft.take(parent).where(better, self.draft)
+        self.score = torch.where(better, found[:, 0], self.score)
+        self.end = torch.where(better, place, self.end)
+        self.cut = torch.where(better, forced.gather(1, parent)[:, 0], self.cut)
+
+
+def by_beams(cache: Cache, decoding: Decoding, words: Words) -> tuple[Draft, Tensor, Tensor]:
+    """The best ended caption that a beam search finds: its draft, end (B,), and whether it had to end there (B,) bool.
+
+    A caption's score is its log-probability, [SEP] included, divided by length ** length_penalty, [SEP] counted. Each step
+    looks at the 2 · beams best words of all beams; a clip is done when no beam can become better any more than its best:
+    log-probabilities only fall.
     """
     batch, beams, length, device = len(cache.present), decoding.beams, decoding.max_length, cache.present.device
     num, power = cache.bert.decoder.out_features, decoding.length_penalty
     bar = barred(words, num, device)
-    only_end = torch.full_like(bar, -torch.inf).index_fill(0, torch.tensor([words.sep], device=device), 0.0)
-    draft = Draft.start(batch, beams, length, words, device)
-    best = Draft.start(batch, 1, length, words, device)
-    score = torch.full((batch, beams), -torch.inf, device=device)
-    score[:, 0] = 0.0
-    best_score = torch.full((batch,), -torch.inf, device=device)
-    end, cut = torch.full((batch,), length - 1, device=device), torch.zeros(batch, dtype=torch.bool, device=device)
-    done = torch.zeros_like(cut)
+    only_end = torch.full_like(bar, -torch.inf)
+    only_end[words.sep] = 0.0
+    draft, score = Draft.start(batch, beams, length, words, device), torch.zeros(batch, beams, device=device)
+    score[:, 1:] = -torch.inf  # all beams begin with [CLS]: one of them is enough
+    none = torch.full((batch,), -torch.inf, device=device)
+    best = Best(
+        draft.take(torch.zeros(batch, 1, dtype=torch.long, device=device)),
+        none,
+        torch.full_like(none, length - 1).long(),
+        none > 0,
+    )
     for place in range(1, length):
-        logits = cache.step(draft.tokens[:, :, place - 1], place - 1)
-        logp = penalised(logits, draft.tokens, decoding.repetition_penalty).log_softmax(-1)
-        draft.ends[:, :, place] = logp[:, :, words.sep]
         last = place == length - 1
-        total = score[:, :, None] + logp + (only_end if last else bar)
-        top, index = total.flatten(1).topk(2 * beams)  # as each beam ends but once, beams of them go on
+        logits = penalised(
+            cache.step(draft.tokens[:, :, place - 1], place - 1), draft.tokens, decoding.repetition_penalty
+        )
+        logp = logits.log_softmax(-1)
+        draft.ends[:, :, place] = logp[:, :, words.sep]
+        top, index = (score[:, :, None] + logp + (only_end if last else bar)).flatten(1).topk(2 * beams)
         parent, word = index // num, index % num
+        # A beam ends but once, so at least `beams` go on. An end counts that stands before the last of those.
         ended = word == words.sep
-        # An end counts that stands before the last beam that goes on.
-        value = (top / place**power).where(ended & ((~ended).cumsum(1) < beams), -torch.inf)
-        found, which = value.max(1)
-        better = (found > best_score) & ~done
-        from_ = parent.gather(1, which[:, None])
-        best = draft.take(from_).where(better, best)
-        best_score, end = torch.where(better, found, best_score), torch.where(better, place, end)
-        if last:
-            forced = (logp + bar).argmax(-1) != words.sep
-            cut = torch.where(better, forced.gather(1, from_)[:, 0], cut)
-            break
-        go_on = ended.int().argsort(1, stable=True)[:, :beams]
-        parent, word, score = parent.gather(1, go_on), word.gather(1, go_on), top.gather(1, go_on)
-        said = logp.flatten(1).gather(1, index.gather(1, go_on))
+        counts = ended & ((~ended).cumsum(1) < beams)
+        forced = ((logp + bar).argmax(-1) != words.sep) & last
+        best.offer(draft, (top / place**power).where(counts, -torch.inf), parent, forced, place)
+        going = ended.int().argsort(dim=1, stable=True)[:, :beams]
+        parent, score = parent.gather(1, going), top.gather(1, going)
         draft = draft.take(parent)
-        draft.tokens[:, :, place], draft.said[:, :, place] = word, said
+        draft.tokens[:, :, place] = word.gather(1, going)
+        draft.said[:, :, place] = logp.flatten(1).gather(1, index.gather(1, going))
         cache.follow(parent)
         possible = torch.maximum(score[:, 0] / (place + 1) ** power, score[:, 0] / (length - 1) ** power)
-        done = done | (best_score >= possible)
-        if all_done(done, place):
+        if all_done(best.score >= possible, place):
             break
-    return best, end, cut
+    return best.draft, best.end, best.cut
 
 
 @torch.no_grad()
