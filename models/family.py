@@ -202,7 +202,8 @@ class Phase:
     )
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
-    # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
+    # both in [0, 1]. One that writes texts has `video_attention` (B, W, T') and `audio_attention` (B, W, time) instead, the
+    # shares of each word. Beside them whatever the family's own evaluation wants to know of each clip.
     explain: Callable[[Any, Batch], Batch] | None = None
     # What the phase's finished module makes of raw videos for a phase whose ClipSpec names it in `features`.
     features: Callable[[Any], FeatureSpec] | None = None
@@ -260,6 +261,10 @@ class Evaluation(Protocol):
 
     def explain(self, phase: str, split: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """What a phase's `explain` says of these clips of a split, in the order of `rows`."""
+        ...
+
+    def judge(self, split: str, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """Scores (N,) of a text about each clip of a split by the models that params name; none where they name none."""
         ...
 
 

@@ -149,7 +149,7 @@ def pictures(sample: Sample, num: int, size: int, augment: Augment, rng: np.rand
 
 def vary(wave: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
     """The waveform louder or softer, and turned a little."""
-    gain = rng.uniform(*augment.gain)
+    gain = rng.uniform(augment.gain[0], augment.gain[1])
     turned = np.roll(wave, int(rng.integers(-augment.roll, augment.roll + 1)))
     return (turned * 10 ** (gain / 20)).astype(np.float32)
 

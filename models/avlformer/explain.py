@@ -32,7 +32,9 @@ def explain(module: Finetune, batch: Batch) -> Batch:
     written = (tokens[:, 1:] > 0)[:, :, None]
     video = seen.unflatten(2, (video_grid(model.video)[0], -1)).sum(3)
     columns = batch["columns"]
-    by_column = heard[:, :, 1:].unflatten(2, (-1, columns.shape[1])).sum(2)  # (B, W, Kt), without the distillation token
+    by_column = (
+        heard[:, :, 1:].unflatten(2, (-1, columns.shape[1])).sum(2)
+    )  # (B, W, Kt), without the distillation token
     audio = by_column.new_zeros(*by_column.shape[:2], sound_grid(model.audio)[1])
     audio.scatter_add_(2, columns[:, None].expand_as(by_column), by_column)
     return {"tokens": tokens[:, 1:], "video_attention": video * written, "audio_attention": audio * written}

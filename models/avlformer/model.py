@@ -56,13 +56,13 @@ class Finetune(nn.Module):
         self.audio.requires_grad_(not audio.freeze)
 
     def forward(self, batch: Batch) -> Batch:
-        """Losses in training mode. Otherwise tokens (B, max_length), 0 after [SEP], and their confidence (B,) in [0, 1]."""
+        """Losses in training mode. Otherwise tokens (B, max_length), 0 after [SEP], and their confidence (B,) in [0, 1]; and has_sound (B,)."""
         context = self.context(batch)
         if self.training:
             return self.losses(batch, context)
         rows = batch.get("row", torch.arange(len(batch["frames"]), device=batch["frames"].device))
         tokens, confidence = write(self.bert, context, self.config.decoding, self.words, rows)
-        return {"tokens": tokens, "confidence": confidence}
+        return {"tokens": tokens, "confidence": confidence, "has_sound": batch["has_audio"]}
 
     def context(self, batch: Batch) -> Context:
         """What words see of the clips: video tokens by time, row and column, then those of sound by pitch and time."""
@@ -155,7 +155,9 @@ def questions(text: Tensor, asked: Tensor, mask: int) -> tuple[Tensor, Tensor, T
 def special_words(names: list[str]) -> Words:
     """Ids of the wordpieces that are no words, and of the end of a sentence."""
     cls, sep, mask, unk = (names.index(name) for name in (CLS, SEP, MASK, UNK))
-    return Words(cls=cls, sep=sep, mask=mask, unk=unk, stop=names.index(".") if "." in names else -1, vocab_size=len(names))
+    return Words(
+        cls=cls, sep=sep, mask=mask, unk=unk, stop=names.index(".") if "." in names else -1, vocab_size=len(names)
+    )
 
 
 def parameter_groups(config: FinetuneConfig) -> dict[str, ParameterGroup]:
