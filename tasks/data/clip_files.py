@@ -17,6 +17,7 @@ from tasks import storage
 PICTURES, SOUNDS = "video_frames", "mel_spectrograms"
 SUFFIX = ".pt"
 PICTURE, FEATURES = ".jpg", ".npy"  # endings of the paths of clips that are a folder of pictures, and features
+ROW = ".row"  # ending of ARCHIVE.tsv/ID.row, a clip that is a row of FAVDBench's frame archive
 STILL_LEVELS = 8  # grey levels by which no point of a picture that never changes differs, compression included
 
 
