@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from models import passt
@@ -45,17 +47,16 @@ def labels(annotations: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
     captions = [clip["caption"] for clip in annotations if clip.get("caption")]
     if not captions:
         raise InputError("no clip of the train split has a caption")
-    reader = BertWordPieceTokenizer({UNK: 0}, lowercase=True)
-    counts = Counter(word for caption in captions for word in words_of(reader, caption))
+    counts = Counter(word for caption in captions for word in words_of(caption))
     letters = sorted({letter for word in counts for letter in word})
     words = sorted(counts, key=lambda word: (-counts[word], word))
     return {HEAD: list(dict.fromkeys([*SPECIAL, *words, *letters, *(f"##{letter}" for letter in letters)]))}
 
 
-def words_of(reader: BertWordPieceTokenizer, caption: str) -> list[str]:
+def words_of(caption: str) -> list[str]:
     """The words and marks of a caption as BERT parts them before it looks for wordpieces, in lower case."""
-    plain = reader.normalize(html.unescape(caption))
-    return [word for word, _ in reader.pre_tokenizer.pre_tokenize_str(plain)]  # pyright: ignore[reportAttributeAccessIssue]
+    plain = BertNormalizer(lowercase=True).normalize_str(html.unescape(caption))
+    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 
 def build_tokenizer(facts: Facts) -> BertWordPieceTokenizer:
@@ -116,7 +117,7 @@ def transform(config: FinetuneConfig, facts: Facts, training: bool) -> Callable[
         caption, rng = sample.annotation["caption"], sample.rng
         found, words = read_caption(reader, caption, model.text.max_length)
         ids = np.array(found)
-        asked = choose_asked(words_of(reader, caption), words, config, rng)
+        asked = choose_asked(words_of(caption), words, config, rng)
         batch: Batch = {"text": torch.from_numpy(ids), "asked": torch.from_numpy(asked)}
         if model.legacy:
             batch["read"] = torch.from_numpy(hide(ids, asked, reader.token_to_id(MASK) or 0, vocab_size, rng))

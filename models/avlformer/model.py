@@ -56,7 +56,9 @@ class Finetune(nn.Module):
         self.audio.requires_grad_(not audio.freeze)
 
     def forward(self, batch: Batch) -> Batch:
-        """Losses in training mode. Otherwise tokens (B, max_length), 0 after [SEP], and their confidence (B,) in [0, 1]; and has_sound (B,)."""
+        """Losses in training mode. Otherwise tokens (B, max_length), 0 after [SEP], their confidence (B,) in [0, 1] and
+        has_sound (B,).
+        """
         context = self.context(batch)
         if self.training:
             return self.losses(batch, context)
