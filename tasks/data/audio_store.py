@@ -112,16 +112,20 @@ class AudioShard:
         """Clip ids of the rows."""
         return [name.decode() for name in cast(h5py.Dataset, self.open()["audio_name"])[:]]
 
-    def read(self, number: int) -> tuple[np.ndarray, int]:
-        """((N,) float32 in [-1, 1], Hz) of a row."""
+    def stored(self, number: int) -> tuple[np.ndarray, int | None]:
+        """What the file keeps of a row, and the Hz that it tells of all: int16 samples, or uint8 bytes of an mp3 or flac."""
         file = self.open()
         codec = next((name for name in CODECS if name in file), None)
         if codec is None:
             raise InputError(f"{self.path} has none of the data sets {', '.join(CODECS)}")
         sounds = cast(h5py.Dataset, file[codec])
         rate = sounds.attrs.get("sample_rate")
+        return np.asarray(sounds[number]), None if rate is None else int(cast(int, rate))
+
+    def read(self, number: int) -> tuple[np.ndarray, int]:
+        """((N,) float32 in [-1, 1], Hz) of a row."""
         try:
-            return audio.decode(np.asarray(sounds[number]), None if rate is None else int(cast(int, rate)))
+            return audio.decode(*self.stored(number))
         except (ValueError, OSError) as error:
             raise InputError(f"{self.path} row {number} cannot be decoded: {' '.join(str(error).split())}") from None
 

@@ -22,9 +22,10 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.clip_files import ROW
+from tasks.data.clip_files import ROW, VIDEOS
+from tasks.data.clip_files import row_id as clip_id
 from tasks.datasets import Finding, Review, favd_files
-from tasks.datasets.favd_files import SPLITS, Entry, clip_id
+from tasks.datasets.favd_files import SPLITS, Entry
 
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 PLACES = ("metadata", "datasets/metadata", ".")
@@ -107,7 +108,7 @@ def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | Non
     name = clip_id(key)
     key = key.replace("\\", "/")
     suffix = PurePosixPath(key).suffix
-    standard = root / "videos" / split / f"{name}{suffix if suffix.lower() in favd_files.VIDEOS else '.mp4'}"
+    standard = root / "videos" / split / f"{name}{suffix if suffix.lower() in VIDEOS else '.mp4'}"
     is_path = not re.match(r"/|[A-Za-z]:", key) and ".." not in PurePosixPath(key).parts and "/" in key
     if is_path and key.endswith(ROW):
         return key
