@@ -56,6 +56,13 @@ class _Disk(io.FileIO):
 @contextmanager
 def audio_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[Callable[[str, np.ndarray], int]]:
     """Appends (clip id, (N,) int16) and gives back the row; the file takes its name when the block ends well."""
+    with coded_writer(path, sample_rate, codec) as add:
+        yield lambda name, wave: add(name, audio.encode(wave, sample_rate, codec))
+
+
+@contextmanager
+def coded_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[Callable[[str, np.ndarray], int]]:
+    """As audio_writer, of sounds that are in the codec's form already."""
     kind = np.int16 if codec == "pcm16" else np.uint8
     with storage.atomic_file(path) as temporary, _Disk(temporary, "w+") as disk:
         with h5py.File(disk, "w") as file:
@@ -64,11 +71,11 @@ def audio_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[C
             sounds = file.create_dataset(codec, (0,), h5py.vlen_dtype(kind), chunks=(16,), **grow)
             sounds.attrs["codec"], sounds.attrs["sample_rate"] = codec, sample_rate
 
-            def add(name: str, wave: np.ndarray) -> int:
+            def add(name: str, stored: np.ndarray) -> int:
                 row = len(names)
                 names.resize(row + 1, 0)
                 sounds.resize(row + 1, 0)
-                names[row], sounds[row] = name, audio.encode(wave, sample_rate, codec)
+                names[row], sounds[row] = name, stored
                 disk.check()
                 return row
 

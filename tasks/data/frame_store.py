@@ -87,6 +87,12 @@ class FrameShard:
         view, tabs = self.row(number)
         return bytes(view[: tabs[0] - 1]).decode()
 
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height that the row states."""
+        view, tabs = self.row(number)
+        told = json.loads(bytes(view[tabs[0] : tabs[1] - 1 if len(tabs) > 1 else len(view)]))
+        return told["width"], told["height"]
+
     def num_frames(self, number: int) -> int:
         """How many JPEGs the row holds."""
         return len(self.row(number)[1]) - 1

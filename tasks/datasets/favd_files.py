@@ -181,7 +181,7 @@ def write_yaml(path: Path, split: str, media: dict[str, str]) -> None:
         "caption_linelist": f"{split}.caption.linelist.tsv",
         "label": f"{split}.label.tsv",
     }
-    _write_text(path, "".join(f"{name}: {json.dumps(value)}\n" for name, value in (names | media).items()))
+    _write_text(path, "".join(f"{name}: {value}\n" for name, value in (names | media).items()))
 
 
 def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:
