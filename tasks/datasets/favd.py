@@ -22,9 +22,10 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.clip_files import ROW
+from tasks.data.clip_files import ROW, VIDEOS
+from tasks.data.clip_files import row_id as clip_id
 from tasks.datasets import Finding, Review, favd_files
-from tasks.datasets.favd_files import SPLITS, Entry, clip_id
+from tasks.datasets.favd_files import SPLITS, Entry
 
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 PLACES = ("metadata", "datasets/metadata", ".")
@@ -64,7 +65,7 @@ def captions(annotation: str) -> list[str]:
 
 def read(folder: Path) -> pd.DataFrame:
     """One row a clip: id, path (relative to `folder`), split, start (s), group (source video), annotation (JSON)."""
-    rows = list(_read_metadata(folder, place) if (place := find_metadata(folder)) else _read_csv(folder))
+    rows = list(_read_metadata(folder, place) if (place := find_metadata(folder)) else read_csv(folder / CSV, folder))
     seen: set[object] = set()
     for where, clip in rows:
         if clip["id"] in seen:
@@ -107,12 +108,13 @@ def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | Non
     name = clip_id(key)
     key = key.replace("\\", "/")
     suffix = PurePosixPath(key).suffix
-    standard = root / "videos" / split / f"{name}{suffix if suffix.lower() in favd_files.VIDEOS else '.mp4'}"
+    file = f"{name}{suffix if suffix.lower() in VIDEOS else '.mp4'}"
+    standard = root / "videos" / split / file
     is_path = not re.match(r"/|[A-Za-z]:", key) and ".." not in PurePosixPath(key).parts and "/" in key
     if is_path and key.endswith(ROW):
         return key
     own = [folder / key, root / key, root / "videos" / key] if is_path else []
-    here = next(filter(Path.is_file, [*own, standard]), None)
+    here = next(filter(Path.is_file, [*own, standard, root / split / file, root / file]), None)
     if here is None and archive is not None:
         here = archive / f"{name}{ROW}"
     if here is None:
@@ -120,9 +122,8 @@ def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | Non
     return here.relative_to(folder).as_posix()
 
 
-def _read_csv(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """File and row, and the clip, of captions.csv; several rows of a clip are several captions of it."""
-    path = folder / CSV
+def read_csv(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """File and row, and the clip in `folder`, of captions in CSV; several rows of a clip are several captions of it."""
     clips: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for where, line in csv_rows(path):
         split, key = line["split"], line.get("path") or line.get("id") or ""
@@ -142,7 +143,7 @@ def _read_csv(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
 def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """("file row n", values by column, stripped) of captions in CSV. InputError for what is no such file."""
     if not path.is_file():
-        raise InputError(f"{path} not found, nor metadata/train.caption.tsv beside it; put FAVDBench's metadata there")
+        raise InputError(f"{path} not found, nor metadata/train.caption.tsv beside it; bring the captions")
     try:
         reader = csv.DictReader(path.read_bytes().decode("utf-8-sig").splitlines(keepends=True), strict=True)
         header = set(reader.fieldnames or ())

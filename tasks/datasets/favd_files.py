@@ -11,17 +11,16 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.clip_files import ROW
+from tasks.data.clip_files import row_id as clip_id
 
 SPLITS = ("train", "val", "test")
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv")
 TIMES = re.compile(r"(?P<source>.+)_(?P<start>\d+)_(?P<end>\d+)", re.ASCII)  # of an id: milliseconds
 
 
@@ -32,12 +31,6 @@ class Entry:
     where: str  # file and row
     key: str
     captions: list[dict[str, Any]]  # each with "caption", and "start", "end" and "asr" where they are told
-
-
-def clip_id(key: str) -> str:
-    """The last part of a key without a video's ending, be the key a path of any system or a bare id."""
-    name = PurePosixPath(key.replace("\\", "/")).name
-    return name[: -len(ending)] if (ending := PurePosixPath(name).suffix).lower() in (*VIDEOS, ROW) else name
 
 
 def times(name: str) -> tuple[str, float, float] | None:
@@ -188,7 +181,7 @@ def write_yaml(path: Path, split: str, media: dict[str, str]) -> None:
         "caption_linelist": f"{split}.caption.linelist.tsv",
         "label": f"{split}.label.tsv",
     }
-    _write_text(path, "".join(f"{name}: {json.dumps(value)}\n" for name, value in (names | media).items()))
+    _write_text(path, "".join(f"{name}: {value}\n" for name, value in (names | media).items()))
 
 
 def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:

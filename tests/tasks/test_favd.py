@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.family import InputError
+from tasks.data import clip_files
 from tasks.datasets import class_names, favd, favd_files, load_format, write_class_names
 
 FIRST, SECOND = "-05wY41ht1s_123000_133000", "abc_DEF_12_x_0_5000"
@@ -104,7 +105,7 @@ def test_a_column_in_the_quotes_of_csv(tmp_path: Path) -> None:
 
 def test_a_subset_names_the_same_files_where_no_media_are(tmp_path: Path) -> None:
     paths = ["train/a.mp4", "b.webm", "clips/c.mp4", "datasets/frame_tsv/train_32frames.img.tsv/d.row"]
-    clips = table(*(favd.row(favd_files.clip_id(path), path, "train", TEXT) for path in paths))
+    clips = table(*(favd.row(clip_files.row_id(path), path, "train", TEXT) for path in paths))
     favd.write(clips, tmp_path)
     assert favd.read(tmp_path)["path"].tolist() == paths
 
