@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, normalize, resize
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 
@@ -115,15 +116,8 @@ class Judges:
 
 def clip_pixels(frames: Tensor, size: int) -> Tensor:
     """(T, H, W, 3) uint8 -> (T, 3, size, size): shorter side resized (bicubic), middle cut out, CLIP's mean and deviation."""
-    x = frames.permute(0, 3, 1, 2).float()
-    height, width = x.shape[-2:]
-    scale = size / min(height, width)
-    shape = max(size, int(height * scale)), max(size, int(width * scale))
-    x = functional.interpolate(x, shape, mode="bicubic", antialias=True).round().clamp(0, 255) / 255
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    x = x[..., top : top + size, left : left + size]
-    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
-    return (x - mean) / std
+    x = resize(frames.permute(0, 3, 1, 2), [size], InterpolationMode.BICUBIC, antialias=True)
+    return normalize(center_crop(x, [size]).float() / 255, list(MEAN), list(STD))
 
 
 def entity_scores(
@@ -133,7 +127,9 @@ def entity_scores(
 
     T5 reads all nouns of a caption at once, and the mean of its states stands for them; legacy, it reads each by itself.
     """
-    model, tokenizer = _model(name, T5Config, T5EncoderModel)
+    model, tokenizer = _model(
+        name, T5Config, T5EncoderModel, fresh=("encoder.embed_tokens.",)
+    )  # that is tied to `shared`
     model.to(device).eval()
 
     def states(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -159,7 +155,7 @@ def entity_scores(
     }
 
 
-def _model(name: str, kind: type[Any], build: Callable[[Any], Any]) -> tuple[Any, Any]:
+def _model(name: str, kind: type[Any], build: Callable[[Any], Any], fresh: tuple[str, ...] = ()) -> tuple[Any, Any]:
     """A model of transformers and its tokenizer, with weights as models of tasks/pretrained.py are found."""
     state, _ = load_state(name)
     try:
@@ -171,7 +167,7 @@ def _model(name: str, kind: type[Any], build: Callable[[Any], Any]) -> tuple[Any
         raise InputError(f"{name}: the config of a {config.model_type}; a {kind.model_type} was expected")
     model = build(config)
     try:
-        load_matching(model, state)
+        load_matching(model, state, fresh)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     return model, tokenizer
