@@ -30,7 +30,7 @@ class Spectrum(nn.Module):
         self.sample_rate, self.num_mel_bins = sample_rate, num_mel_bins
         self.length, self.shift = round(sample_rate * WINDOW), round(sample_rate * SHIFT)
         self.size = 1 << (self.length - 1).bit_length()
-        ends = torch.tensor([0.0, min(TOP, sample_rate / 2 - 1000)])
+        ends = torch.tensor([0.0, top(sample_rate)])
         filters = mel_bank(ends.double(), sample_rate, self.size, num_mel_bins).float()
         self.register_buffer("window", torch.hann_window(self.length, periodic=False), persistent=False)
         self.register_buffer("ends", ends, persistent=False)  # (2,) Hz
@@ -57,6 +57,11 @@ class Spectrum(nn.Module):
             self.filters if ends is None else mel_bank(ends.float(), self.sample_rate, self.size, self.num_mel_bins)
         )
         return ((power @ filters + 1e-5).log().transpose(1, 2) + 4.5) / 5
+
+
+def top(sample_rate: int) -> float:
+    """Hz at which the mel bank ends."""
+    return min(TOP, sample_rate / 2 - 1000)
 
 
 def mel_bank(ends: Tensor, sample_rate: int, size: int, num_mel_bins: int) -> Tensor:

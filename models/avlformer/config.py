@@ -72,7 +72,7 @@ class ModelConfig:
 class Augment:
     """Section `avlformer.finetune.augment`: what training sees and hears of a clip."""
 
-    min_area: float  # of the random crop, flipped half the time; 1 = FAVDBench's crop, of the whole short side
+    min_area: float  # of the random crop; 1 = FAVDBench's, as wide as the short side. Nothing is flipped
     gain: list[float]  # dB, lowest and highest
     roll: int  # samples by which the waveform turns at most, either way
     time_mask: int  # widest band of silence, in mel frames

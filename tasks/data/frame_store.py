@@ -46,12 +46,17 @@ def write_frames(path: Path, rows: Iterable[tuple[str, int, int, Sequence[bytes]
 
 
 class FrameShard:
-    """One TSV, its rows found through the .lineidx.8b, or through the .lineidx where a foreign store lacks that."""
+    """One TSV, its rows found through the .lineidx.8b, or through the .lineidx where a foreign store lacks that.
 
-    def __init__(self, path: Path) -> None:
+    Or through `offsets`, where its rows begin, of a foreign store that has neither.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray | None = None) -> None:
         self.path = path
         binary, text = path.with_suffix(".lineidx.8b"), path.with_suffix(".lineidx")
-        if binary.is_file():
+        if offsets is not None:
+            self.offsets = offsets
+        elif binary.is_file():
             self.offsets = np.memmap(binary, "<u8", "r") if binary.stat().st_size else np.empty(0, "<u8")
         elif text.is_file():
             self.offsets = np.loadtxt(text, dtype="<u8", ndmin=1)
@@ -81,6 +86,12 @@ class FrameShard:
         """The row's key."""
         view, tabs = self.row(number)
         return bytes(view[: tabs[0] - 1]).decode()
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height that the row states."""
+        view, tabs = self.row(number)
+        told = json.loads(bytes(view[tabs[0] : tabs[1] - 1 if len(tabs) > 1 else len(view)]))
+        return told["width"], told["height"]
 
     def num_frames(self, number: int) -> int:
         """How many JPEGs the row holds."""
