@@ -81,7 +81,7 @@ class PaSST(nn.Module):
         self, num_mel_bins: int, num_frames: int, hidden_size: int, num_layers: int, num_heads: int, stride: int
     ) -> None:
         super().__init__()
-        self.hidden_size, self.stride = hidden_size, stride
+        self.hidden_size, self.num_heads, self.stride = hidden_size, num_heads, stride
         self.grid = (
             (num_mel_bins - PATCH) // stride + 1,
             (num_frames - PATCH) // stride + 1,

@@ -9,7 +9,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.attention import Block
 from models.avlformer.bert import Bert, Layer
 from models.avlformer.config import FinetuneConfig
 from models.avlformer.swin import PATCH, VideoSwin, WindowAttention
@@ -156,14 +155,14 @@ def read_audio(passt: PaSST, state: State) -> tuple[Found, list[str]]:
     lost = [key for key in parts if key not in found]
     if lost:
         raise InputError(f"the checkpoint is no PaSST with a distillation token: it lacks {lost[0]}")
-    _check_heads("audio", passt.hidden_size, cast(Block, passt.blocks[0]).attn.num_heads)
+    _check_heads("audio", passt.hidden_size, passt.num_heads)
     kernel = found["patch.weight"]
     first, second, places, time, pitch = (found.pop(key) for key in parts[:5])
     found["patch.weight"] = kernel[0], kernel[1].flatten(1)
     found["tokens"] = first[0], torch.cat([first[1], second[1]], 1)[0]
     found["places"] = places[0], places[1][0]
-    found["time"] = time[0], time[1].flatten(1).T[: passt.grid[1]]
-    found["pitch"] = pitch[0], pitch[1].flatten(1).T
+    found["time"] = time[0], time[1][0].flatten(1).T[: passt.grid[1]]
+    found["pitch"] = pitch[0], pitch[1][0].flatten(1).T
     return found, dropped
 
 
