@@ -102,13 +102,23 @@ def _read_metadata(folder: Path, place: Path) -> Iterator[tuple[str, dict[str, o
             splits[split] = favd_files.read_captions(path)
             favd_files.check_alignment(place, split, splits[split])
     for split, entries in splits.items():
-        archive = next(iter(sorted((root / "frame_tsv").glob(f"{split}_*frames.img.tsv"))), None)
+        archive = _archive(root, split)
         for entry in entries:
             path = _path_of(folder, root, split, entry.key, archive)
             first, *others = entry.captions
             extras = {name: first[name] for name in EXTRAS if first.get(name) is not None}
             name = clip_id(entry.key)
             yield entry.where, row(name, path, split, first["caption"], [c["caption"] for c in others], **extras)
+
+
+def _archive(root: Path, split: str) -> Path | None:
+    """The prepared pictures of a split, the most of a clip where there are several."""
+    counts = {
+        int(match[1]): path
+        for path in (root / "frame_tsv").glob(f"{split}_*frames.img.tsv")
+        if (match := re.fullmatch(rf"{split}_(\d+)frames\.img\.tsv", path.name))
+    }
+    return counts[max(counts)] if counts else None
 
 
 def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | None) -> str:

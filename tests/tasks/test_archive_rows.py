@@ -167,6 +167,22 @@ def test_a_row_that_stands_twice_is_told(tmp_path: Path) -> None:
         archive_rows.probe(path / "a.row")
 
 
+def test_a_row_that_is_none_is_told(tmp_path: Path) -> None:
+    path = archive(tmp_path, "val", {"a": jpegs(0)}, {})
+    path.write_text(path.read_text() + "\n\nb\n")
+    with pytest.raises(InputError, match=r"val_32frames\.img\.tsv row 2 has no key and pictures"):
+        archive_rows.probe(path / "a.row")
+
+
+def test_rows_that_end_as_on_windows(tmp_path: Path) -> None:
+    path = archive(tmp_path, "val", {"a": jpegs(0), "b": jpegs(1)}, {})
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n")[:-2])
+    for seed, name in enumerate("ab"):
+        assert archive_rows.probe(path / f"{name}.row").frames == FRAMES
+        whole = archive_rows.read_clip(path / f"{name}.row", video.Preparation(FRAMES, 0, 95, RATE))
+        assert whole.jpegs == jpegs(seed)
+
+
 def test_sounds_that_are_no_archive_are_told(tmp_path: Path) -> None:
     path = archive(tmp_path, "val", {"a": jpegs(0)}, {})
     (tmp_path / "audio_hdf/val_mp3.hdf").write_text("none")

@@ -116,7 +116,8 @@ def test_a_subset_names_the_same_files_where_no_media_are(tmp_path: Path) -> Non
 def test_prepared_rows_stand_in_for_videos_that_are_not_there(tmp_path: Path) -> None:
     favd.write(small(), tmp_path)
     (tmp_path / "frame_tsv").mkdir()
-    (tmp_path / "frame_tsv/train_32frames.img.tsv").touch()
+    for name in ("train_8frames.img.tsv", "train_32frames.img.tsv", "train_xframes.img.tsv"):
+        (tmp_path / "frame_tsv" / name).touch()
     (tmp_path / "videos/train").mkdir(parents=True)
     (tmp_path / f"videos/train/{SECOND}.mp4").touch()
     assert favd.read(tmp_path)["path"].tolist() == [
