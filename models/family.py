@@ -170,7 +170,8 @@ class Phase:
 
     Config: type  # frozen dataclass without defaults: every value stands in params.yaml
     clip: Callable[[Any], ClipSpec]
-    # transform(config, facts, training) -> sample -> tensors of fixed shapes, run in a loader worker
+    # transform(config, facts, training) -> sample -> tensors, run in a loader worker; of a batch they have the same shapes,
+    # but for a first dimension (words of a text), where zeros follow the shorter ones up to the batch's longest
     transform: Callable[[Any, Facts, bool], Callable[[Sample], Batch]]
     # The module's forward(batch) gives {"loss": scalar, "loss_x": scalar} in training mode, and predictions
     # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device. A module whose
@@ -201,7 +202,8 @@ class Phase:
     )
     # explain(module in evaluation mode, batch) -> where it looked and listened: `video_relevance` (B, T', h, w), which
     # divides the clip's frames evenly, and `audio_relevance` (B, mel, time), low pitches first, over its audio_seconds;
-    # both in [0, 1]. Beside them whatever the family's own evaluation wants to know of each clip.
+    # both in [0, 1]. One that writes texts has `video_attention` (B, W, T') and `audio_attention` (B, W, time) instead, the
+    # shares of each word. Beside them whatever the family's own evaluation wants to know of each clip.
     explain: Callable[[Any, Batch], Batch] | None = None
     # What the phase's finished module makes of raw videos for a phase whose ClipSpec names it in `features`.
     features: Callable[[Any], FeatureSpec] | None = None
@@ -261,6 +263,10 @@ class Evaluation(Protocol):
         """What a phase's `explain` says of these clips of a split, in the order of `rows`."""
         ...
 
+    def judge(self, split: str, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """Scores (N,) of a text about each clip of a split by the models that params name; none where they name none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Table:
@@ -276,6 +282,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What each word of an answer was taken from: shares of its attention, W words."""
+
+    words: list[str]
+    video: np.ndarray  # (W, T'), over the clip's frames from first to last
+    audio: np.ndarray  # (W, N), over its audio_seconds
+
+
+@dataclass(frozen=True)
 class Example:
     """One clip shown in the report with what was expected and what came out."""
 
@@ -284,6 +299,7 @@ class Example:
     predictions: list[tuple[str, float]]
     video_relevance: np.ndarray | None = None  # (T', h, w) and (mel, time) in [0, 1], as a phase's `explain` gives them
     audio_relevance: np.ndarray | None = None
+    attention: Attention | None = None  # of the first prediction
 
 
 @dataclass(frozen=True)
@@ -293,6 +309,9 @@ class Results:
     metrics: dict[str, float]  # finite: what these clips do not tell is left out, and the note of a table says so
     tables: dict[str, Table]  # `predictions` with a row a clip is one: it begins with `clip` and `group`
     examples: list[Example]
+    files: Mapping[str, str] = field(
+        default_factory=dict
+    )  # name -> text: what else people take away, as `exports` has it
 
 
 @dataclass(frozen=True)

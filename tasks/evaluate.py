@@ -113,13 +113,15 @@ class Scored:
 
 
 def write_tables(results: Results, folder: Path) -> None:
-    """metrics.json, predictions.csv and every other table below plots/."""
+    """metrics.json, predictions.csv, the family's own files, and every other table below plots/."""
     numbers = {name: round(float(value), 6) for name, value in sorted(results.metrics.items())}
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     (folder / "plots").mkdir()
     for name, table in results.tables.items():
         path = folder / "predictions.csv" if name == "predictions" else folder / "plots" / f"{name}.csv"
         table.frame.to_csv(path, index=False, float_format="%.6g")
+    for name, text in results.files.items():
+        storage.inside(folder, name, "the results' files").write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch.nn import functional
 
-from models.family import Example, Results, Table
+from models.family import Attention, Example, Results, Table
 from models.metrics import full_name
 from models.transforms import LogMel
 from tasks import bundle, storage, timeline
@@ -72,6 +72,7 @@ def write(scored: Scored, results: Results, folder: Path) -> None:
             curves=[(name, data_uri(pictures[f"training_{name}"])) for name in learned],
             examples=gallery(results.examples, storage.DATA / scored.dataset / "stores", scored.clip.audio_seconds),
             explained=any(example.video_relevance is not None for example in results.examples),
+            attended=any(example.attention is not None for example in results.examples),
             provenance=provenance(scored, metas),
             settings={name: sorted(flatten(meta["config"] | meta["training"]).items()) for name, meta in metas.items()},
         )
@@ -85,16 +86,20 @@ def templates() -> Environment:
 
 
 def headline(metrics: dict[str, float]) -> list[dict[str, str]]:
-    """The numbers that have an interval, as name, value and interval in per cent."""
+    """The numbers that have an interval, as name, value and interval: in per cent, but for scores that go beyond 1."""
     shown = [name for name in metrics if f"{name}_low" in metrics]
     return [
         {
             "name": full_name(name),
-            "value": f"{100 * metrics[name]:.1f} %",
-            "interval": f"{100 * metrics[f'{name}_low']:.1f} – {100 * metrics[f'{name}_high']:.1f}",
+            "value": f"{100 * metrics[name]:.1f} %" if metrics[f"{name}_high"] <= 1 else f"{metrics[name]:.2f}",
+            "interval": _interval(metrics[f"{name}_low"], metrics[f"{name}_high"]),
         }
         for name in shown
     ]
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{100 * low:.1f} – {100 * high:.1f}" if high <= 1 else f"{low:.2f} – {high:.2f}"
 
 
 def section(name: str, table: Table, picture: bytes) -> dict[str, Any]:
@@ -256,6 +261,7 @@ def gallery(examples: list[Example], stores: Path, seconds: float) -> list[dict[
             "bars": [(name, round(100 * score, 1)) for name, score in example.predictions],
             "film": data_uri(film_strip(frames, example.clip, example.video_relevance), "jpeg"),
             "sound": data_uri(sound_picture(sounds, example, seconds)) if example.clip in sounds else "",
+            "attention": data_uri(attended(example.attention, seconds)) if example.attention else "",
         }
         for example in examples
     ]
@@ -285,6 +291,23 @@ def sound_picture(sounds: AudioStore | PreparedSounds, example: Example, seconds
         axes = figure.subplots()
         axes.imshow(sounds.read(example.clip).T, origin="lower", aspect="auto", cmap="magma")
         axes.set(xlabel="frame", ylabel="mel bin")
+        return png(figure)
+
+
+def attended(attention: Attention, seconds: float) -> bytes:
+    """A row a word: its attention over the clip's frames and over the `seconds` of its sound, in one scale, PNG."""
+    maps = {"frames, first to last": attention.video, "seconds of sound": attention.audio}
+    greatest = max(float(values.max(initial=0)) for values in maps.values())
+    with mpl.rc_context({**STYLE, "font.size": 8}):
+        figure = Figure(figsize=(5.2, 0.6 + 0.15 * len(attention.words)), layout="constrained")
+        for axes, (label, values) in zip(figure.subplots(1, 2, sharey=True), maps.items(), strict=True):
+            width = seconds if values is attention.audio else values.shape[1]
+            extent = (0, width, len(attention.words), 0)
+            axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest or 1, aspect="auto", extent=extent)
+            axes.set_xlabel(label)
+            axes.set_yticks(np.arange(len(attention.words)) + 0.5, attention.words)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
         return png(figure)
 
 

@@ -27,9 +27,24 @@ ANNOTATIONS = [
         "activity": "foraging",
         "segments": [(0.3, 1.1, "Diving")],
         "tags": [0, 2],
+        "caption": "a red kite flies over a meadow. a dog barks.",
     },
-    {"label": "bee, wasp, etc. buzzing", "species": "fox", "activity": None, "segments": [], "tags": [1]},
-    {"label": "dog barking", "species": None, "activity": "resting", "segments": [(0.0, 0.9, "Shotput")], "tags": []},
+    {
+        "label": "bee, wasp, etc. buzzing",
+        "species": "fox",
+        "activity": None,
+        "segments": [],
+        "tags": [1],
+        "caption": "it rains.",
+    },
+    {
+        "label": "dog barking",
+        "species": None,
+        "activity": "resting",
+        "segments": [(0.0, 0.9, "Shotput")],
+        "tags": [],
+        "caption": "a drum is seen. nothing is heard.",
+    },
 ]
 STEP = 0.1  # seconds between stored frames
 CLIPS = 4
@@ -120,9 +135,14 @@ def test_what_it_shows_are_maps_from_0_to_1(case: tuple[str, str, Phase], facts:
     found = phase.explain(
         phase.build(phase.tiny, facts).eval(), batch_of(case[0], phase, facts, training=False, silent=1)
     )
+    assert all(len(value) == CLIPS for value in found.values())
+    if "video_attention" in found:
+        seen, heard = found["video_attention"].sum(2), found["audio_attention"].sum(2)
+        assert (seen > 0).any() and (heard > 0).any() and (seen + heard <= 1 + 1e-6).all()
+        assert (heard[1] == 0).all(), "nothing to listen to"
+        return
     assert (found["video_relevance"].ndim, found["audio_relevance"].ndim) == (4, 3)
     for key, value in found.items():
-        assert len(value) == CLIPS, key
         assert (value >= 0).all() and (value <= 1 + 1e-6).all(), key
     assert (found["audio_relevance"][1] == 0).all(), "nothing to listen to"
     assert (found["video_relevance"].flatten(1).amax(1) == 1).all()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.family import Batch, InputError
@@ -157,8 +158,14 @@ Finalize(None, _end_workers, exitpriority=0)
 
 
 def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Samples of equal shapes -> one batch; plain numbers and bools become tensors."""
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+    """Samples -> one batch; plain numbers and bools become tensors, and zeros follow shorter ones up to the longest."""
+    return {key: _join([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+
+
+def _join(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors that differ in their first dimension at most."""
+    same = all(value.shape == values[0].shape for value in values)
+    return torch.stack(list(values)) if same else pad_sequence(list(values), batch_first=True)
 
 
 def read_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:

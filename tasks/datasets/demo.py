@@ -33,7 +33,7 @@ FAULTS = ("cut short", "index lost", "empty", "no audio", "missing", "duplicate"
 class Demo:
     """Section `download.<dataset>.demo` of params.yaml."""
 
-    kind: Literal["sounds", "animals", "actions", "tags"]  # module of tasks/datasets
+    kind: Literal["sounds", "animals", "actions", "tags", "descriptions"]  # module of tasks/datasets
     seed: int
     clips: int  # good ones
     seconds: float  # length of a clip
@@ -59,8 +59,11 @@ class Kind(Protocol):
         """The good clips, then one clip of each fault; InputError for a number of clips that cannot be."""
         ...
 
-    def render(self, demo: Demo, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-        """(T, H, W, 3) uint8 at FPS and (N,) float32 in [-1, 1] at SAMPLE_RATE; the same whenever it is called."""
+    def render(self, demo: Demo, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
+        """(T, H, W, 3) uint8 at FPS and (N,) float32 in [-1, 1] at SAMPLE_RATE; the same whenever it is called.
+
+        None in the place of the sound: the clip has no sound track, and that is no fault.
+        """
         ...
 
 
@@ -84,7 +87,7 @@ def _make_clip(kind: Kind, demo: Demo, clip: Clip, path: Path) -> None:
     """Render, encode, and break where the clip's fault says so."""
     frames, wave = kind.render(demo, clip)
     if clip.fault == "still and silent":
-        frames, wave = np.repeat(frames[:1], len(frames), axis=0), np.zeros_like(wave)
+        frames, wave = np.repeat(frames[:1], len(frames), axis=0), None if wave is None else np.zeros_like(wave)
     with storage.atomic_file(path) as temporary:
         encode(frames, None if clip.fault == "no audio" else wave, temporary, index_first=clip.fault == "cut short")
         if clip.fault in ("cut short", "index lost", "empty"):

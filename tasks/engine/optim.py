@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.family import InputError, ParameterGroup
 
 Kind = Literal["adamw", "rmsprop", "sgd"]
+Schedule = Literal["cosine", "linear"]
 
 
 def rest_frozen_parts(module: nn.Module) -> None:
@@ -89,14 +90,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """Rate of a step counted from 0: linear up to `peak` at the last of `warmup` steps, then half a cosine to `floor`.
+def learning_rate(
+    step: int, steps: int, warmup: int, peak: float, floor: float, schedule: Schedule = "cosine"
+) -> float:
+    """Rate of a step counted from 0: linear up to `peak` at the last of `warmup` steps, then down to `floor`.
 
-    SGDR's cosine (Loshchilov & Hutter 2017) without restarts; the step after the last one would have `floor` exactly.
+    Down goes half a cosine (SGDR, Loshchilov & Hutter 2017, without restarts) or a line (BERT's, Devlin et al. 2019); the step
+    after the last one would have `floor` exactly.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    part = (step - warmup) / (steps - warmup)
+    left = 1 - part if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * part))
+    return floor + (peak - floor) * left
 
 
 def stepped_rate(step: int, falls: Sequence[int], gamma: float, warmup: int, peak: float) -> float:

@@ -36,8 +36,9 @@ class Training:
     weight_decay: float
     beta2: float  # of the running mean of squared gradients, also rmsprop's
     warmup_epochs: float
-    schedule_epochs: int | None  # the cosine reaches min_lr after so many; None = epochs
-    decay_epochs: list[float]  # after each of these the rate falls to decay_gamma of it; none = the cosine
+    schedule: optim.Schedule  # how the rate falls after warm-up
+    schedule_epochs: int | None  # it reaches min_lr after so many; None = epochs
+    decay_epochs: list[float]  # after each of these the rate falls to decay_gamma of it; none = as schedule says
     decay_gamma: float
     clip_grad: float  # largest total norm; 0 = off
     ema_decay: float  # 0 = off
@@ -126,7 +127,7 @@ class Run:
             falls = [round(epoch * self.steps_per_epoch) for epoch in settings.decay_epochs]
             return optim.stepped_rate(step, falls, settings.decay_gamma, self.warmup, settings.lr)
         steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
-        return optim.learning_rate(step, steps, self.warmup, settings.lr, settings.min_lr)
+        return optim.learning_rate(step, steps, self.warmup, settings.lr, settings.min_lr, settings.schedule)
 
 
 def build_run(task: Task, settings: Training, place: Place, work: Path, stopping: Callable[[], bool]) -> Run:
@@ -179,7 +180,7 @@ def _check_sizes(task: Task, settings: Training, place: Place) -> None:
     if settings.decay_epochs and (settings.schedule_epochs is not None or min(settings.decay_epochs) <= 0):
         raise InputError(
             f"params.yaml: decay_epochs is {list(settings.decay_epochs)}; its epochs must be above 0, and schedule_epochs, "
-            "which lays a cosine, null"
+            "which belongs to the schedule, null"
         )
     if settings.batch_size % place.world:
         raise InputError(

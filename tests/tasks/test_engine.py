@@ -43,6 +43,14 @@ def test_schedule_is_linear_then_half_a_cosine() -> None:
     assert optim.learning_rate(10, 10, 4, 1.0, 0.1) == pytest.approx(0.1)
 
 
+def test_schedule_is_linear_up_and_down() -> None:
+    """FAVDBench's of 70,200 steps, 7,020 of them warm-up: (S - s) / (S - W) afterwards (specs/avlformer.md §3)."""
+    rates = [
+        optim.learning_rate(step, 70_200, 7_020, 1e-4, 0.0, "linear") for step in (0, 7_019, 7_020, 38_610, 70_199)
+    ]
+    assert rates == pytest.approx([1e-4 / 7_020, 1e-4, 1e-4, 0.5e-4, 1e-4 / 63_180])
+
+
 def test_warmup_longer_than_the_run_is_cut_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fitted = toy.train_here(tmp_path, warmup_epochs=50.0, epochs=2, lr=1e-2)
     assert (

@@ -28,6 +28,13 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
+def test_zeros_follow_shorter_samples_up_to_the_longest() -> None:
+    long, short = torch.arange(6).view(3, 2) + 1, torch.ones(1, 2, dtype=torch.long)
+    batch = stack([{"text": long, "row": 0}, {"text": short, "row": 1}])
+    assert batch["text"].tolist() == [[[1, 2], [3, 4], [5, 6]], [[1, 1], [0, 0], [0, 0]]]
+    assert batch["row"].tolist() == [0, 1]
+
+
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
 def test_ranks_share_each_step_and_epochs_never_repeat_a_clip(n: int, local: int, world: int, seed: int) -> None:

@@ -17,7 +17,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from models.family import Example, Results, Table
+from models.family import Attention, Example, Results, Table
 from tasks import report, storage
 from tasks.data.frame_store import FrameStore
 from tasks.evaluate import Evaluate, Scored, write_tables
@@ -176,6 +176,21 @@ def test_examples_show_what_was_looked_at(written: tuple[Scored, Results, Path])
         assert part[:, hot].mean() > 80 > 20 > abs(part[:, cold].mean())
         assert abs(part[:, :3].mean()) < 20, "the model saw the middle square alone"
     assert shown["sound"] != plain["sound"]
+
+
+def test_examples_show_what_each_word_was_taken_from(written: tuple[Scored, Results, Path]) -> None:
+    """The first word was seen in the last frame, the second heard in the first half: blue there, white elsewhere."""
+    video, audio = np.zeros((2, 4), np.float32), np.zeros((2, 2), np.float32)
+    video[0, 3] = audio[1, 0] = 1
+    shown = Example("test_00", "rain", [("rain", 1.0)], attention=Attention(["it", "rains"], video, audio))
+    (found,) = report.gallery([shown], STORES, 0.5)
+    with Image.open(io.BytesIO(base64.b64decode(found["attention"].partition(",")[2]))) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    blue = pixels[..., 2] - pixels[..., 0] > 80  # the darkest of the scale
+    rows, columns = np.nonzero(blue)
+    upper = rows < (rows.min() + rows.max()) / 2
+    assert columns[upper].mean() < columns[~upper].mean(), "frames stand left of the sound"
+    assert len(set(columns[upper])) < len(set(columns[~upper])), "a quarter of the frames, half of the sound"
 
 
 def test_a_tone_stands_at_its_pitch() -> None:

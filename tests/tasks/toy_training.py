@@ -145,7 +145,7 @@ def settings(**changes: Any) -> Training:
     """The engine's settings for a toy run."""
     values: dict[str, Any] = {
         "start_from": "none", "epochs": 3, "batch_size": 8, "micro_batch": None, "lr": 1e-2, "min_lr": 1e-4,
-        "weight_decay": 0.1, "beta2": 0.95, "warmup_epochs": 0.5, "schedule_epochs": None, "clip_grad": 1.0,
+        "weight_decay": 0.1, "beta2": 0.95, "warmup_epochs": 0.5, "schedule": "cosine", "schedule_epochs": None, "clip_grad": 1.0,
         "optimizer": "adamw", "decay_epochs": [], "decay_gamma": 0.1,
         "ema_decay": 0.0, "amp": False, "compile": False, "compile_mode": "default", "strategy": "ddp",
         "device": "cpu", "num_workers": 0, "seed": 5, "deterministic": True, "log_interval": 2, "eval_interval": 1,
