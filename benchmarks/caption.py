@@ -10,8 +10,8 @@ time is taken, 4 sequences at once as there).
 training: a step forward and backward of BERT and its losses for 2 clips, captions of 94 and 100 wordpieces (FAVDBench's
 median and mean), a quarter of them asked for, links learned. The peer puts all 300 places of a caption and all
 features into one sequence under a dense mask and computes logits of all 300. The most that live tensors came to, weights
-not counted, and CPU seconds. Both run once. With dropout PyTorch's CPU kernels keep each layer's attention whole in both,
-which those of a GPU do not; --dropout 0 tells what the rest comes to.
+not counted, and CPU seconds. Both run once. With dropout PyTorch's CPU kernels keep more of each layer's attention, in
+both; --dropout 0 tells what is left without.
 
 BERT of 12 layers of 768, 30,522 wordpieces, random weights, float32, one thread. The peer is transformers' BertModel with
 the same weights and its default attention.
