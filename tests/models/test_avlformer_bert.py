@@ -83,6 +83,15 @@ def test_a_clip_without_any_feature_is_read_from_its_words_alone() -> None:
         assert all(part.isfinite().all() for part in context.keys)
 
 
+def test_features_of_a_clip_that_has_none_see_one_another() -> None:
+    bert, (features, _, _) = build(), given()
+    for links in (None, torch.randn(NUM, NUM)):
+        absent = bert.read(features, torch.zeros_like(PRESENT), links)
+        present = bert.read(features, torch.ones_like(PRESENT), links)
+        for own, expected in zip(absent.keys, present.keys, strict=True):
+            torch.testing.assert_close(own, expected)
+
+
 def test_a_word_that_sees_nothing_sees_itself() -> None:
     bert, (features, ids, places) = build(), given()
     context = bert.read(features, torch.zeros_like(PRESENT), None)

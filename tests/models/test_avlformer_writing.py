@@ -243,33 +243,57 @@ def test_a_caption_without_a_full_stop_ends_at_the_last_place(beams: int, stop: 
     assert confidence.item() == pytest.approx(math.exp((7 * logs[7] + logs[WORDS.sep]).item() / 8), rel=1e-4)
 
 
+def scripted(*steps: dict[int, float]) -> tuple[Bert, Context, list[int]]:
+    """A model that gives words of a step the shares said, others what is left; all alike after the last. It counts steps."""
+    bert, features, present = scene()
+    calls: list[int] = []
+
+    def answer(hidden: Tensor) -> Tensor:
+        shares = steps[len(calls)] if len(calls) < len(steps) else {}
+        rest = (1 - sum(shares.values())) / (VOCAB - len(shares))
+        calls.append(len(calls))
+        logits = torch.full((*hidden.shape[:2], VOCAB), rest).log()
+        for word, share in shares.items():
+            logits[:, :, word] = math.log(share)
+        return logits
+
+    bert.answer = answer
+    return bert, bert.read(features, present, None), calls
+
+
+def written(bert: Bert, context: Context, decoding: Decoding) -> list[int]:
+    """The first clip's words up to [SEP]."""
+    row = write(bert, context, decoding, WORDS, ROWS)[0][0].tolist()
+    return row[1 : row.index(WORDS.sep)]
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_a_caption_that_ends_by_itself_at_the_last_place_is_not_cut(beams: int) -> None:
-    bert, features, present = scene()
-    context = bert.read(features[:1], present[:1], None)
-    bert.answer = lambda hidden: at_place(hidden, [7, 5, 8, WORDS.sep], steps)
-    steps: list[int] = []
-    tokens, _ = write(bert, context, changed(beams=beams, max_length=5), WORDS, ROWS[:1])
-    assert tokens[0].tolist() == [WORDS.cls, 7, 5, 8, WORDS.sep]
-
-
-def at_place(hidden: Tensor, wanted: list[int], steps: list[int]) -> Tensor:
-    """Logits that want one word after the other, one a call."""
-    logits = torch.zeros(*hidden.shape[:2], VOCAB)
-    logits[:, :, wanted[len(steps)]] = 9
-    steps.append(1)
-    return logits
+    bert, context, _ = scripted({7: 0.9}, {5: 0.9}, {8: 0.9}, {WORDS.sep: 0.9})
+    assert written(bert, context, changed(beams=beams, max_length=5)) == [7, 5, 8]
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_writing_ends_when_no_caption_can_become_better(beams: int) -> None:
-    bert, features, present = scene()
-    steps: list[int] = []
-    bert.answer = lambda hidden: at_place(hidden, [7, WORDS.sep] + [8] * 50, steps)
-    context = bert.read(features, present, None)
-    tokens, _ = write(bert, context, changed(beams=beams, max_length=40), WORDS, ROWS)
-    assert len(steps) == 2
-    assert tokens[:, :3].tolist() == [[WORDS.cls, 7, WORDS.sep]] * CLIPS
+    bert, context, calls = scripted({7: 0.99}, {WORDS.sep: 0.99})
+    assert written(bert, context, changed(beams=beams, max_length=10)) == [7]
+    assert len(calls) == 2
+
+
+def test_a_caption_that_a_beam_chose_to_end_is_not_cut() -> None:
+    bert, context, _ = scripted({5: 0.99}, {7: 0.99}, {8: 0.55, WORDS.sep: 0.44})
+    assert written(bert, context, changed(beams=2)) == [5, 7]
+
+
+@pytest.mark.parametrize(("beams", "found"), [(2, [7]), (3, [])])
+def test_an_end_counts_if_it_stands_before_the_last_beam_that_goes_on(beams: int, found: list[int]) -> None:
+    bert, context, _ = scripted({7: 0.4, 8: 0.3, WORDS.sep: 0.2}, {WORDS.sep: 0.09})
+    assert written(bert, context, changed(beams=beams)) == found
+
+
+def test_beams_go_on_while_a_longer_caption_can_still_be_better() -> None:
+    bert, context, _ = scripted({WORDS.sep: 0.55, 7: 0.3}, {8: 0.999}, {9: 0.999}, {WORDS.sep: 0.999})
+    assert written(bert, context, changed(beams=2)) == [7, 8, 9]
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------------
