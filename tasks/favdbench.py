@@ -164,10 +164,10 @@ def write_split(folder: Path, split: str, clips: Sequence[dict[Any, Any]], piece
     told = [(keys[clip["id"]], [{"caption": text} for text in favd.captions(clip["annotation"])]) for clip in clips]
     favd_files.write_split(folder / "metadata", split, told)
     kind = f"{split}_{settings.frames}frames"
-    media = {"img": f"frame_tsv/{kind}.img.tsv", "audio": f"audio_hdf/{split}_mp3.hdf"}
-    favd_files.write_yaml(folder / f"metadata/{kind}.yaml", split, media)
-    write_frames(folder / media["img"], _rows(pieces, keys))
-    with coded_writer(folder / media["audio"], settings.sample_rate, "mp3") as add:
+    img, sound = f"frame_tsv/{kind}.img.tsv", f"audio_hdf/{split}_mp3.hdf"
+    favd_files.write_yaml(folder / f"metadata/{kind}.yaml", split, img, sound)
+    write_frames(folder / img, _rows(pieces, keys))
+    with coded_writer(folder / sound, settings.sample_rate, "mp3") as add:
         for piece in pieces:
             shard = AudioShard(piece.with_suffix(".h5"))
             for number, name in enumerate(shard.names()):

@@ -26,6 +26,7 @@ from tasks.data.frame_store import FrameShard
 from tasks.data.sound_files import read_sound
 
 TIMES = re.compile(r".+_(\d+)_(\d+)", re.ASCII)
+BLANK = 64  # bytes: a longer line is not empty, and not copied to see it
 SPAN = 16000  # Hz at which a probe hears
 
 
@@ -123,7 +124,10 @@ def _frames(path: Path, _time: int) -> tuple[FrameShard, dict[str, int]]:
     shard = open_frames(path)
     rows: dict[str, int] = {}
     for number in range(len(shard)):
-        name = clip_files.row_id(shard.key(number))
+        try:
+            name = clip_files.row_id(shard.key(number))
+        except ValueError:  # no tab, or no UTF-8
+            raise InputError(f"{path} row {number + 1} has no key and pictures, parted by tabs; fetch it again") from None
         if name in rows:
             raise InputError(f"{path} row {number + 1}: {name} stands in row {rows[name] + 1} already; keep one")
         rows[name] = number
@@ -156,7 +160,7 @@ def line_offsets(data: mmap.mmap | bytes) -> np.ndarray:
     while at < len(data):
         end = data.find(b"\n", at)
         end = len(data) if end < 0 else end
-        if data[at:end].strip():
+        if end - at > BLANK or data[at:end].strip():
             offsets.append(at)
         at = end + 1
     return np.array(offsets, "<u8")

@@ -72,20 +72,27 @@ class FrameShard:
 
     def row(self, number: int) -> tuple[memoryview, list[int]]:
         """A row's bytes and the position after each of its tabs; nothing is copied or decoded."""
-        if self._map is None:
-            with self.path.open("rb") as handle:  # the map outlives the handle, and a fork
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        start = int(self.offsets[number])
-        end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
-        data, tabs, at = self._map, [], start
+        data, start, end = self._span(number)
+        tabs, at = [], start
         while (at := data.find(b"\t", at, end) + 1) > 0:
             tabs.append(at - start)
         return memoryview(data)[start:end], tabs
 
+    def _span(self, number: int) -> tuple[mmap.mmap, int, int]:
+        """The whole file, and from where to where in it the row goes."""
+        if self._map is None:
+            with self.path.open("rb") as handle:  # the map outlives the handle, and a fork
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
+        return self._map, int(self.offsets[number]), end
+
     def key(self, number: int) -> str:
-        """The row's key."""
-        view, tabs = self.row(number)
-        return bytes(view[: tabs[0] - 1]).decode()
+        """The row's key; of the rest of the row, which may be long, nothing is read. ValueError for a row without any."""
+        data, start, end = self._span(number)
+        tab = data.find(b"\t", start, end)
+        if tab < 0:
+            raise ValueError(f"{self.path} row {number} has one column")
+        return data[start:tab].decode()
 
     def size(self, number: int) -> tuple[int, int]:
         """Width and height that the row states."""

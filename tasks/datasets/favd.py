@@ -4,6 +4,7 @@ metadata/ lies at the top or in datasets/; its files may lie at the top too. A c
 YouTube id, start and end in milliseconds: videos/{split}/-05wY41ht1s_123000_133000.mp4. Of clips whose video is not there the
 prepared row is taken, frame_tsv/{split}_32frames.img.tsv/ID.row (tasks/data/archive_rows.py). Where there is no such metadata,
 captions.csv does: a header with caption, split, and path (of the video) or id (videos/{split}/ID.mp4).
+FAVDBench's released archives may be the source too, one of them or a folder with several; `download` unpacks them.
 
 An annotation is {"caption": …}, with "captions" where there are several, the first one included, and with "start", "end" (s)
 and "asr" where the rows have them. vocab.txt, BERT's list of wordpieces, gives the classes: a line's number from 0 is its id.
@@ -32,6 +33,13 @@ PLACES = ("metadata", "datasets/metadata", ".")
 CSV = "captions.csv"
 VOCABULARY = "vocab.txt"
 VOCABULARIES = (VOCABULARY, f"metadata/{VOCABULARY}", f"captioning/bert-base-uncased/{VOCABULARY}")
+RELEASED = {  # by the README of FAVDBench
+    "meta.zip": "5b50445f2e3136a83c95b396fc69c84a",
+    "metadata.zip": "f03e61e48212132bfd9589c2d8041cb1",
+    "audio_mp3.tar": "e2a3eb49edbb21273a4bad0abc32cda7",
+    "audio_hdf.tar": "79f09f444ce891b858cb728d2fdcdc1b",
+    "frame_tsv.tar": "6c237a72d3a2bbb9d6b6d78ac1b55ba2",
+}
 EXTRAS = ("start", "end", "asr")  # of a caption
 LONGEST = 115  # tokens of a caption that the original writes, [CLS] and [SEP] included
 
@@ -94,13 +102,23 @@ def _read_metadata(folder: Path, place: Path) -> Iterator[tuple[str, dict[str, o
             splits[split] = favd_files.read_captions(path)
             favd_files.check_alignment(place, split, splits[split])
     for split, entries in splits.items():
-        archive = next(iter(sorted((root / "frame_tsv").glob(f"{split}_*frames.img.tsv"))), None)
+        archive = _archive(root, split)
         for entry in entries:
             path = _path_of(folder, root, split, entry.key, archive)
             first, *others = entry.captions
             extras = {name: first[name] for name in EXTRAS if first.get(name) is not None}
             name = clip_id(entry.key)
             yield entry.where, row(name, path, split, first["caption"], [c["caption"] for c in others], **extras)
+
+
+def _archive(root: Path, split: str) -> Path | None:
+    """The prepared pictures of a split, the most of a clip where there are several."""
+    counts = {
+        int(match[1]): path
+        for path in (root / "frame_tsv").glob(f"{split}_*frames.img.tsv")
+        if (match := re.fullmatch(rf"{split}_(\d+)frames\.img\.tsv", path.name))
+    }
+    return counts[max(counts)] if counts else None
 
 
 def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | None) -> str:

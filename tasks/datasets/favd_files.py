@@ -151,14 +151,14 @@ def _check_coco(path: Path, entries: Sequence[Entry]) -> None:
 def write_split(folder: Path, split: str, clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
     """Write a split's TSVs with their indices, its COCO file and its {split}.yaml from keys and captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [[key, json.dumps(values, ensure_ascii=False)] for key, values in clips]
+    captions = [[key, json.dumps(values)] for key, values in clips]
     write_tsv(folder / f"{split}.caption.tsv", captions)
     write_tsv(folder / f"{split}.label.tsv", captions)
     write_tsv(folder / f"{split}.img.tsv", [[key, key] for key, _ in clips])
     numbered = [[str(row), str(number)] for row, (_, values) in enumerate(clips) for number in range(len(values))]
     write_tsv(folder / f"{split}.caption.linelist.tsv", numbered)
-    _write_text(folder / f"{split}.caption_coco_format.json", json.dumps(coco(clips), ensure_ascii=False))
-    write_yaml(folder / f"{split}.yaml", split, {"img": f"{split}.img.tsv"})
+    _write_text(folder / f"{split}.caption_coco_format.json", json.dumps(coco(clips), indent=4))
+    write_yaml(folder / f"{split}.yaml", split, f"{split}.img.tsv")
 
 
 def coco(clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
@@ -173,15 +173,16 @@ def coco(clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
     }
 
 
-def write_yaml(path: Path, split: str, media: dict[str, str]) -> None:
-    """Write the file that names a split's files: captions by name, `media` by their path."""
+def write_yaml(path: Path, split: str, img: str, audio: str | None = None) -> None:
+    """Write the file that names a split's files: those of metadata/ by their name, archives by their path."""
     names = {
         "caption": f"{split}.caption.tsv",
         "caption_coco_format": f"{split}.caption_coco_format.json",
         "caption_linelist": f"{split}.caption.linelist.tsv",
+        "img": img,
         "label": f"{split}.label.tsv",
-    }
-    _write_text(path, "".join(f"{name}: {value}\n" for name, value in (names | media).items()))
+    } | ({"audio": audio} if audio else {})
+    _write_text(path, "".join(f"{name}: {value}\n" for name, value in names.items()))
 
 
 def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -4,107 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchvision.models.swin_transformer import SwinTransformer
-from torchvision.models.video.swin_transformer import SwinTransformer3d
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from models.avlformer.bert import Bert, Context
-from models.avlformer.config import TextConfig, VideoConfig
-from models.avlformer.links import Links
-from models.avlformer.swin import VideoSwin
+from models.avlformer.config import ModelConfig
+from models.avlformer.model import tiny
 from models.avlformer.weights import load, names
 from models.family import InputError
-from models.passt import PaSST
-
-State = dict[str, Tensor]
-Module = TypeVar("Module", bound=nn.Module)
-VIDEO = VideoConfig(
-    model_name="none",
-    freeze=False,
-    checkpointing=False,
-    num_frames=8,
-    frame_size=32,
-    embed_dim=8,
-    depths=[2, 2],
-    num_heads=[1, 2],
-    window=[2, 4, 4],
-    drop_path=0.0,
+from tests.models.toy_avlformer_weights import (
+    AUDIO,
+    TEXT,
+    VIDEO,
+    VOCABULARY,
+    State,
+    build,
+    every,
+    expected_tokens,
+    mmaction,
+    passt,
+    randomised,
+    swin3d,
+    transformers_bert,
 )
-TEXT = TextConfig(
-    model_name="none",
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    intermediate_size=24,
-    max_length=8,
-    dropout=0.0,
-    tie_weights=False,
-)
-VOCABULARY, LINKS = 30, 6
-
-
-class Parts(nn.Module):
-    """The parts of avlformer's module under its names."""
-
-    def __init__(self, video: VideoConfig, text: TextConfig, layers: int, seconds: float, linked: bool) -> None:
-        super().__init__()
-        self.video = VideoSwin(video)
-        self.video_proj = nn.Linear(16, 12)
-        self.audio = PaSST(36, round(seconds * 100), 8, layers, 2, 10)
-        self.audio_proj = nn.Linear(8, 12)
-        self.features = nn.Linear(12, 16)
-        self.bert = Bert(text, VOCABULARY)
-        self.links = Links(LINKS, legacy=False) if linked else None
-
-
-def build(
-    video: dict[str, Any] | None = None,
-    text: dict[str, Any] | None = None,
-    layers: int = 1,
-    seconds: float = 0.6,
-    linked: bool = True,
-) -> Parts:
-    torch.manual_seed(7)
-    video_config = dataclasses.replace(VIDEO, **(video or {}))
-    return Parts(video_config, dataclasses.replace(TEXT, **(text or {})), layers, seconds, linked).eval()
-
-
-def randomised(module: Module) -> Module:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return module.eval()
-
 
 # --- Video Swin ----------------------------------------------------------------------------------------------------------
-
-
-def swin3d() -> SwinTransformer3d:
-    return randomised(SwinTransformer3d([2, 4, 4], 8, [2, 2], [1, 2], [2, 4, 4], stochastic_depth_prob=0.0))
-
-
-def mmaction(state: State, first: int) -> State:
-    """Keys of torchvision as the authors have them, where the first stage of `features` is that of number `first`."""
-    found = {}
-    for key, value in state.items():
-        match = re.match(r"features\.(\d+)\.(.*)", key)
-        if match:
-            number, rest = int(match[1]) - first, match[2]
-            rest = rest.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
-            key = f"layers.{number // 2}." + (f"downsample.{rest}" if number % 2 else f"blocks.{rest}")
-        found[key] = value
-    return found
-
-
-def expected_tokens(peer: SwinTransformer3d, frames: Tensor) -> Tensor:
-    return peer.norm(peer.features(peer.patch_embed(frames.transpose(1, 2)))).flatten(1, 3)
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "mmaction", "mmaction without prefix"])
@@ -158,47 +88,9 @@ def test_biases_of_another_window_are_resized_and_last_in_time() -> None:
 # --- PaSST ---------------------------------------------------------------------------------------------------------------
 
 
-def passt(layers: int = 1, columns: int = 5) -> State:
-    """Weights under PaSST's names, for a grid of 3 rows."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "cls_token": (1, 1, 8),
-        "dist_token": (1, 1, 8),
-        "new_pos_embed": (1, 2, 8),
-        "freq_new_pos_embed": (1, 8, 3, 1),
-        "time_new_pos_embed": (1, 8, 1, columns),
-        "patch_embed.proj.weight": (8, 1, 16, 16),
-        "patch_embed.proj.bias": (8,),
-        "norm.weight": (8,),
-        "norm.bias": (8,),
-        "head.0.weight": (8,),
-        "head.0.bias": (8,),
-        "head.1.weight": (4, 8),
-        "head.1.bias": (4,),
-        "head_dist.weight": (4, 8),
-        "head_dist.bias": (4,),
-    }
-    parts = {
-        "norm1": (8,),
-        "attn.qkv": (24, 8),
-        "attn.proj": (8, 8),
-        "norm2": (8,),
-        "mlp.fc1": (32, 8),
-        "mlp.fc2": (8, 32),
-    }
-    for i in range(layers):
-        for part, shape in parts.items():
-            shapes |= {f"blocks.{i}.{part}.weight": shape, f"blocks.{i}.{part}.bias": shape[:1]}
-    return {key: torch.randn(shape, generator=generator) * 0.2 for key, shape in shapes.items()}
-
-
-def every(module: Parts) -> tuple[Tensor, Tensor]:
-    return torch.arange(module.audio.grid[0]), torch.arange(module.audio.grid[1])
-
-
 @pytest.mark.parametrize("prefix", ["", "net."])
 def test_passts_patches_are_its_convolutions(prefix: str) -> None:
-    module, state, spectrum = build(layers=0), passt(layers=0), torch.randn(2, 36, 60)
+    module, state, spectrum = build(audio={"num_layers": 0}), passt(layers=0), torch.randn(2, 36, 60)
     report = load(module, "audio", {prefix + key: value for key, value in state.items()})
     weight, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
     x = functional.conv2d(spectrum[:, None], weight, bias, stride=10)
@@ -231,13 +123,6 @@ def test_positions_of_longer_sounds_are_cut_and_shorter_ones_named() -> None:
 
 
 # --- BERT ----------------------------------------------------------------------------------------------------------------
-
-
-def transformers_bert(kind: type) -> nn.Module:
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
-    )
-    return randomised(kind(config))
 
 
 def bert_logits(bert: Bert, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,95 +179,6 @@ def test_another_vocabulary_is_named_with_both_sizes() -> None:
         load(build(), "text", state)
 
 
-# --- FAVDBench -----------------------------------------------------------------------------------------------------------
-
-
-def released() -> State:
-    """A small model.bin."""
-    text = transformers_bert(BertForPreTraining).state_dict()
-    text = {key: v for key, v in text.items() if not re.search(r"seq_relationship|decoder\.bias", key)}
-    text["cls.predictions.decoder.weight"] = torch.randn(VOCABULARY, 16)  # not tied there
-    text |= {"bert.img_embedding.weight": torch.randn(16, 12), "bert.img_embedding.bias": torch.randn(16)}
-    text |= {"cls_img_feat.predictions.decoder.weight": torch.randn(12, 16)}
-    video = mmaction({key: v for key, v in swin3d().state_dict().items() if not key.startswith("head.")}, 0)
-    state = {f"trans_encoder.{key}": value for key, value in text.items()}
-    state |= {f"swin.backbone.{key}": value for key, value in video.items()}
-    state |= {
-        f"passt.net.{key}": value for key, value in passt().items() if not key.startswith(("head.1", "head_dist"))
-    }
-    state |= {"fc.weight": torch.randn(12, 16), "fc.bias": torch.randn(12)}
-    state |= {"passt.linear.weight": torch.randn(12, 8), "passt.linear.bias": torch.randn(12)}
-    return state | {"learn_vid_att.weight": torch.randn(LINKS**2, 1)}
-
-
-def test_model_bin_fills_all_of_the_module() -> None:
-    module, state = build(), released()
-    report = load(module, "all", state)
-    assert report.fresh == []
-    assert report.loaded == sorted(module.state_dict())
-    assert {re.sub(r"\d+", "N", key) for key in report.dropped} == {
-        "swin.backbone.layers.N.blocks.N.attn.relative_position_index",
-        "passt.net.head.N.weight",
-        "passt.net.head.N.bias",
-        "trans_encoder.bert.pooler.dense.weight",
-        "trans_encoder.bert.pooler.dense.bias",
-        "trans_encoder.cls_img_feat.predictions.decoder.weight",
-    }
-    assert torch.equal(module.video_proj.weight, state["fc.weight"])
-    assert torch.equal(module.audio_proj.bias, state["passt.linear.bias"])
-    assert torch.equal(module.features.weight, state["trans_encoder.bert.img_embedding.weight"])
-    assert torch.equal(module.bert.decoder.weight, state["trans_encoder.cls.predictions.decoder.weight"])
-    assert torch.equal(cast(Links, module.links).weight[2], state["learn_vid_att.weight"][2 * LINKS : 3 * LINKS, 0])
-    alone = build()
-    load(alone, "video", {k.removeprefix("swin."): v for k, v in state.items() if k.startswith("swin.")})
-    assert all(torch.equal(v, module.state_dict()[f"video.{key}"]) for key, v in alone.video.state_dict().items())
-
-
-def test_links_are_dropped_where_there_are_none() -> None:
-    assert "learn_vid_att.weight" in load(build(linked=False), "all", released()).dropped
-
-
-def without(state: State, start: str) -> State:
-    return {key: value for key, value in state.items() if not key.startswith(start)}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"extra.weight": torch.zeros(1)}, r"it has extra.weight and 0 more"),
-        ({"swin.backbone.extra": torch.zeros(1)}, r"swin.backbone.extra, .* no place"),
-        (
-            {"learn_vid_att.weight": torch.zeros(49, 1)},
-            r"\(7, 7\) there and \(6, 6\) here; .*num_frames.*patchout_time",
-        ),
-        ({"learn_vid_att.weight": torch.zeros(50, 1)}, r"\(50, 1\) there and \(6, 6\) here"),
-        ({"fc.weight": torch.zeros(13, 16)}, r"fc.weight is \(13, 16\) there .*feature_dim"),
-    ],
-)
-def test_a_model_bin_that_does_not_fit_is_refused(change: State, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load(build(), "all", released() | change)
-
-
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("passt.", r"no model.bin of FAVDBench: .*passt.net"),
-        ("learn_vid_att", r"nothing for links.weight .*model.mask"),
-        ("fc.bias", r"nothing for video_proj.bias"),
-        ("trans_encoder.cls.predictions.bias", r"nothing for bert.decoder.bias"),
-    ],
-)
-def test_a_model_bin_that_lacks_something_is_refused(lost: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load(build(), "all", without(released(), lost))
-
-
-def test_answers_of_their_own_cannot_be_tied() -> None:
-    with pytest.raises(InputError, match=r"text.tie_weights to false"):
-        load(build(text={"tie_weights": True}), "all", released())
-
-
 # --- other sizes ---------------------------------------------------------------------------------------------------------
 
 
@@ -397,11 +193,11 @@ def test_answers_of_their_own_cannot_be_tied() -> None:
         ({"text": {"num_layers": 1}}, "text.num_layers"),
         ({"text": {"num_layers": 3}}, "text.num_layers"),
         ({"text": {"intermediate_size": 32}}, "text.hidden_size and text.intermediate_size"),
-        ({"layers": 2}, "audio.num_layers"),
+        ({"audio": {"num_layers": 2}}, "audio.num_layers"),
     ],
 )
 def test_the_key_that_decides_a_size_is_named(change: dict[str, Any], key: str) -> None:
-    slot = "audio" if "layers" in change else next(iter(change))
+    slot = next(iter(change))
     states = {"video": swin3d().state_dict, "audio": passt, "text": transformers_bert(BertForMaskedLM).state_dict}
     with pytest.raises(InputError, match=rf"set avlformer\.finetune\.model\.{re.escape(key)} to"):
         load(build(**change), slot, states[slot]())
@@ -423,8 +219,14 @@ def test_a_checkpoint_of_another_kind_is_refused(slot: str, kind: str) -> None:
 
 
 def test_parts_are_read_only_where_nothing_fills_all() -> None:
-    part = {name: SimpleNamespace(model_name=name) for name in ("video", "audio", "text")}
-    config = SimpleNamespace(model=SimpleNamespace(model_name="none", **part))
-    assert names(cast(Any, config)) == {"all": "none", "video": "video", "audio": "audio", "text": "text"}
-    config.model.model_name = "model.bin"
-    assert names(cast(Any, config)) == {"all": "model.bin", "video": "none", "audio": "none", "text": "none"}
+    parts = {
+        "video": dataclasses.replace(VIDEO, model_name="swin.pth"),
+        "audio": dataclasses.replace(AUDIO, model_name="passt.pt"),
+        "text": dataclasses.replace(TEXT, model_name="bert"),
+    }
+    alone = ModelConfig("none", **cast(Any, parts), feature_dim=12, mask="none", legacy=False)
+    whole = dataclasses.replace(alone, model_name="model.bin")
+    found = names(dataclasses.replace(tiny(), model=alone))
+    assert found == {"all": "none", "video": "swin.pth", "audio": "passt.pt", "text": "bert"}
+    found = names(dataclasses.replace(tiny(), model=whole))
+    assert found == {"all": "model.bin", "video": "none", "audio": "none", "text": "none"}

@@ -338,26 +338,8 @@ def test_the_confidence_of_drawn_words_is_the_models_whatever_the_temperature() 
 # --- spelling ------------------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    ".",
-    ",",
-    "?",
-    "!",
-    "'",
-    "s",
-    "t",
-    "don",
-    "dog",
-    "##gy",
-    "run",
-    "##ning",
-    "a",
-    "says",
-    "-",
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", "!", "'", "-"),
+    *("s", "t", "don", "dog", "##gy", "run", "##ning", "a", "says"),
 ]
 
 

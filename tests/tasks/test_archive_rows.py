@@ -90,10 +90,10 @@ def test_they_reach_the_stores_as_they_are(project: Path, media: str) -> None:
     table = manifest.read_clean("described").set_index("id")
     where = "raw" if media == "none" else "subset"
     assert table["path"][NAMES[0]] == f"{where}/datasets/frame_tsv/train_32frames.img.tsv/{NAMES[0]}.row"
-    assert table.loc[NAMES[0], ["frames", "width", "height", "sample_rate", "duration", "fps", "start"]].tolist() == [
-        FRAMES, 32, 24, RATE, 1.0, 8.0, 2.0,
+    assert table.loc[[NAMES[0]], ["frames", "width", "height", "sample_rate", "duration", "fps", "start"]].values.tolist() == [
+        [FRAMES, 32, 24, RATE, 1.0, 8.0, 2.0]
     ]  # fmt: skip
-    assert table[["has_audio", "still", "silent"]].drop_duplicates().values.tolist() == [[True, False, False]]
+    assert table[["has_audio", "still", "silent"]].to_numpy().tolist() == [[True, False, False]] * 3
     stores.stores("described", STORES)
     made = Path("data/described/stores")
     frames, sounds = FrameStore(made), AudioStore(made)
@@ -165,6 +165,22 @@ def test_a_row_that_stands_twice_is_told(tmp_path: Path) -> None:
     path.write_text(path.read_text() * 2)
     with pytest.raises(InputError, match="row 2: a stands in row 1 already"):
         archive_rows.probe(path / "a.row")
+
+
+def test_a_row_that_is_none_is_told(tmp_path: Path) -> None:
+    path = archive(tmp_path, "val", {"a": jpegs(0)}, {})
+    path.write_text(path.read_text() + "\n\nb\n")
+    with pytest.raises(InputError, match=r"val_32frames\.img\.tsv row 2 has no key and pictures"):
+        archive_rows.probe(path / "a.row")
+
+
+def test_rows_that_end_as_on_windows(tmp_path: Path) -> None:
+    path = archive(tmp_path, "val", {"a": jpegs(0), "b": jpegs(1)}, {})
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n")[:-2])
+    for seed, name in enumerate("ab"):
+        assert archive_rows.probe(path / f"{name}.row").frames == FRAMES
+        whole = archive_rows.read_clip(path / f"{name}.row", video.Preparation(FRAMES, 0, 95, RATE))
+        assert whole.jpegs == jpegs(seed)
 
 
 def test_sounds_that_are_no_archive_are_told(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_every_file_is_the_benchmarks(source: Path, tmp_path: Path) -> None:
     assert rows(out / "metadata/test.caption.linelist.tsv") == [["0", "0"], ["0", "1"]]
     assert (out / "metadata/val_4frames.yaml").read_text() == (
         "caption: val.caption.tsv\ncaption_coco_format: val.caption_coco_format.json\n"
-        "caption_linelist: val.caption.linelist.tsv\nlabel: val.label.tsv\n"
-        "img: frame_tsv/val_4frames.img.tsv\naudio: audio_hdf/val_mp3.hdf\n"
+        "caption_linelist: val.caption.linelist.tsv\nimg: frame_tsv/val_4frames.img.tsv\n"
+        "label: val.label.tsv\naudio: audio_hdf/val_mp3.hdf\n"
     )
     frames = rows(out / "frame_tsv/train_4frames.img.tsv")
     assert [row[0] for row in frames] == keys and {len(row) for row in frames} == {6}
