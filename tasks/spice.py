@@ -16,16 +16,22 @@ from models.family import InputError
 MEMORY = "8G"  # of the Java machine: its parser needs it
 
 
+def find(jar: str) -> tuple[str, Path]:
+    """The programs java and SPICE; InputError where this machine lacks one."""
+    java, program = shutil.which("java"), Path(jar).expanduser().resolve()
+    if java is None:
+        raise InputError("SPICE needs Java and this machine has no program java; install one, or leave SPICE out")
+    if not program.is_file():
+        raise InputError(f"{jar}: no such file; name spice-1.0.jar as coco-caption unpacks it, or leave SPICE out")
+    return java, program
+
+
 def spice(jar: str, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Clip id -> SPICE's F-score in [0, 1], NaN where the program gives none; the corpus is their mean.
 
     InputError where there is no Java or no such file, and where the program fails, with the last line it wrote.
     """
-    java, program = shutil.which("java"), Path(jar).expanduser().resolve()
-    if java is None:
-        raise InputError("SPICE needs Java and this machine has no program java; install one, or write spice: none")
-    if not program.is_file():
-        raise InputError(f"{jar}: no such file; name spice-1.0.jar as coco-caption unpacks it, or write spice: none")
+    java, program = find(jar)
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "in.json", Path(folder) / "out.json"
         rows = [{"image_id": clip, "test": text, "refs": list(references[clip])} for clip, text in candidates.items()]

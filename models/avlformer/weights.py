@@ -7,18 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from models import passt
 from models.avlformer.bert import Bert, Layer
 from models.avlformer.config import FinetuneConfig
 from models.avlformer.swin import PATCH, VideoSwin, WindowAttention
 from models.embed import resize_grid
 from models.family import InputError, LoadReport
 from models.passt import PaSST
-
-State = Mapping[str, Tensor]
-Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
-Found = dict[str, tuple[str, Tensor]]  # by our key: what the checkpoint calls it, and the tensor as it is here
+from models.weights import Found, Rules, State, rename
 
 LINKS = "learn_vid_att.weight"
 
@@ -30,7 +28,6 @@ VIDEO: Rules = (
     (r"\.mlp\.fc1\.", ".mlp.0."),
     (r"\.mlp\.fc2\.", ".mlp.3."),
 )
-AUDIO: Rules = ((r"^net\.", ""), (r"^patch_embed\.proj\.", "patch."), (r"\.mlp\.fc", ".fc"))
 TEXT: Rules = (
     (r"\.gamma$", ".weight"),  # of a LayerNorm, in Google's own names
     (r"\.beta$", ".bias"),
@@ -54,7 +51,6 @@ TEXT: Rules = (
 # What has no place here: classifiers, and what is computed from the sizes.
 BESIDE = {
     "video": r"^cls_head\.|^head\.|relative_position_index$|\.attn_mask$",
-    "audio": r"^(net\.)?head(_dist)?\.",
     "text": r"^(bert\.)?(pooler\.|embeddings\.position_ids$|img_embedding\.)|^cls\.seq_relationship\.|^cls_img_feat\.",
 }
 # Heads of the published models by their width: with another number the weights have the same shapes.
@@ -131,7 +127,7 @@ def read_video(swin: VideoSwin, state: State) -> tuple[Found, list[str]]:
 
     Of pictures (Liu et al. 2022, §3.3): the same patch in each of its frames, and the same biases at every distance in time.
     """
-    found, dropped = _rename(state, VIDEO, BESIDE["video"])
+    found, dropped = rename(state, VIDEO, BESIDE["video"])
     stem = "patch_embed.proj.weight"
     if stem not in found or "features.0.0.attn.qkv.weight" not in found:
         raise InputError(
@@ -148,27 +144,16 @@ def read_video(swin: VideoSwin, state: State) -> tuple[Found, list[str]]:
     return found, dropped
 
 
-def read_audio(passt: PaSST, state: State) -> tuple[Found, list[str]]:
-    """PaSST's keys, and those dropped; positions in time behind the last of ours are cut off, as PaSST does."""
-    found, dropped = _rename(state, AUDIO, BESIDE["audio"])
-    parts = ("cls_token", "dist_token", "new_pos_embed", "time_new_pos_embed", "freq_new_pos_embed", "patch.weight")
-    lost = [key for key in parts if key not in found]
-    if lost:
-        raise InputError(f"the checkpoint is no PaSST with a distillation token: it lacks {lost[0]}")
-    _check_heads("audio", passt.hidden_size, passt.num_heads)
-    kernel = found["patch.weight"]
-    first, second, places, time, pitch = (found.pop(key) for key in parts[:5])
-    found["patch.weight"] = kernel[0], kernel[1].flatten(1)
-    found["tokens"] = first[0], torch.cat([first[1], second[1]], 1)[0]
-    found["places"] = places[0], places[1][0]
-    found["time"] = time[0], time[1][0].flatten(1).T[: passt.grid[1]]
-    found["pitch"] = pitch[0], pitch[1][0].flatten(1).T
+def read_audio(module: PaSST, state: State) -> tuple[Found, list[str]]:
+    """PaSST's keys, and those dropped."""
+    found, dropped = passt.read_published(module, state)
+    _check_heads("audio", module.hidden_size, module.num_heads)
     return found, dropped
 
 
 def read_text(bert: Bert, state: State) -> tuple[Found, list[str]]:
     """Keys of transformers' BERT with or without a head, and those dropped."""
-    found, dropped = _rename(state, TEXT, BESIDE["text"])
+    found, dropped = rename(state, TEXT, BESIDE["text"])
     if "words.weight" not in found or "layers.0.query.weight" not in found:
         raise InputError("the checkpoint is no BERT: it lacks embeddings.word_embeddings.weight or its first layer")
     there, here = len(found["words.weight"][1]), bert.words.num_embeddings
@@ -206,21 +191,6 @@ RELEASED: Mapping[str, tuple[str, Reader]] = {
     "features": ("trans_encoder.bert.img_embedding.", read_linear),
     "bert": ("trans_encoder.", read_text),
 }
-
-
-def _rename(state: State, rules: Rules, beside: str) -> tuple[Found, list[str]]:
-    """The checkpoint's tensors by our keys, and the keys of those that have no place here."""
-    found: Found = {}
-    dropped: list[str] = []
-    for theirs, value in state.items():
-        if re.search(beside, theirs):
-            dropped.append(theirs)
-            continue
-        key = theirs
-        for pattern, ours in rules:
-            key = re.sub(pattern, ours, key)
-        found[key] = theirs, value
-    return found, dropped
 
 
 def _check_heads(slot: str, width: int, num_heads: int) -> None:
