@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.avlformer import answers, data, evaluation, explain, model, weights
+from models.avlformer import answers, data, evaluation, explain, imported, model, weights
 from models.avlformer.config import FinetuneConfig
 from models.family import Family, Phase
 
@@ -29,4 +29,5 @@ FAMILY = Family(
     labels=data.labels,
     evaluate=evaluation.evaluate,
     headline=("cider_d", evaluation.cider),
+    read_config=imported.read_config,
 )

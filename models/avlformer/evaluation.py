@@ -85,9 +85,10 @@ def evaluate(run: Evaluation) -> Results:
 def read(run: Evaluation, drop: str) -> Answers:
     """Captions of the test clips with one modality hidden where `drop` names it."""
     clips, told = run.clips("test"), run.predict("finetune", "test", drop=drop)
-    references = [list(clip.annotation.get("captions") or [clip.annotation["caption"]]) for clip in clips]
-    if not all(references):
-        raise InputError("a clip of the test split has no caption; evaluation needs one to compare with")
+    references = [list(clip.annotation.get("captions") or [clip.annotation.get("caption", "")]) for clip in clips]
+    untold = [clip.id for clip, own in zip(clips, references, strict=True) if not all(own)]
+    if untold:
+        raise InputError(f"clip {untold[0]} of the test split has no caption; evaluation needs one to compare with")
     answers = present({name: torch.from_numpy(told[name]) for name in ("tokens", "confidence")}, run.facts)
     lost = np.flatnonzero(~np.isfinite(told["confidence"]))
     if len(lost):

@@ -62,8 +62,7 @@ class Finetune(nn.Module):
         context = self.context(batch)
         if self.training:
             return self.losses(batch, context)
-        rows = batch.get("row", torch.arange(len(batch["frames"]), device=batch["frames"].device))
-        tokens, confidence = write(self.bert, context, self.config.decoding, self.words, rows)
+        tokens, confidence = write(self.bert, context, self.config.decoding, self.words, clip_rows(batch))
         return {"tokens": tokens, "confidence": confidence, "has_sound": batch["has_audio"]}
 
     def context(self, batch: Batch) -> Context:
@@ -138,6 +137,11 @@ class Finetune(nn.Module):
         if f"total_{counted}" in batch:
             return total / batch[f"total_{counted}"] * (batch["total_clips"] / len(wanted))
         return total / batch[f"num_{counted}"].sum()
+
+
+def clip_rows(batch: Batch) -> Tensor:
+    """(B,) int64 numbers by which drawing tells clips apart: their rows in the split, or in the batch where it has none."""
+    return batch.get("row", torch.arange(len(batch["frames"]), device=batch["frames"].device))
 
 
 def questions(text: Tensor, asked: Tensor, mask: int) -> tuple[Tensor, Tensor, Tensor]:
