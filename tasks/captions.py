@@ -125,12 +125,12 @@ def main() -> None:
     if given.json:
         write(given.json, list(captions), found, unpaired)
     told = [
-        f"{len(clips)} clips {kind.replace('_', ' ')} ({', '.join(clips[:NAMED])}{', …' if len(clips) > NAMED else ''})"
+        f"{len(clips)} {kind.replace('_', ' ')} ({', '.join(clips[:NAMED])}{', …' if len(clips) > NAMED else ''})"
         for kind, clips in unpaired.items()
         if clips
     ]
     if told:
-        raise InputError(f"{' and '.join(told)} were not scored; give both files the same clips")
+        raise InputError(f"not scored: {' and '.join(told)}; give both files the same clips")
 
 
 if __name__ == "__main__":

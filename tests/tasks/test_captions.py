@@ -43,7 +43,10 @@ def test_the_command_scores_what_both_files_have_and_says_what_they_lack(tmp_pat
     command = [sys.executable, "-m", "tasks.captions", *write_files(tmp_path), "--json", "scores.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, "two clips were left out"
-    assert "1 clips without reference (new) and 1 clips without prediction (unseen) were not scored" in done.stderr
+    assert (
+        "error: not scored: 1 without reference (new) and 1 without prediction (unseen); give both files the same clips"
+        in done.stderr
+    )
     lines = {line[:-17].strip(): line.split()[-2:] for line in done.stdout.splitlines()}
     expected = {
         "BLEU-4": caption_scores.bleu(TEXTS, TRUTHS).corpus()[3],
