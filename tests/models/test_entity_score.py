@@ -1,4 +1,4 @@
-"""Parts of speech, the entities made of them, EntityScore and the JSON that captions come in."""
+"""Parts of speech, the entities made of them, and EntityScore."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from models.caption_json import captions_by_clip, clip_id
 from models.entity_score import entities, entity_overlap, entity_score, legacy_likeness, likeness
-from models.family import InputError
 from models.parts_of_speech import tags, word_class
 
 PREDICTION = (
@@ -82,36 +80,3 @@ def test_legacy_likeness_follows_the_published_loop() -> None:
     ]
     assert legacy_likeness(own, truth) == pytest.approx(sum(best) / 3)
     assert legacy_likeness(own, own) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [{"image_id": "test/a_0_5.mp4", "caption": "a man"}, {"image_id": "b.c", "caption": "a dog"}],
-        {
-            "annotations": [{"image_id": "/x/a_0_5.MP4", "caption": "a man"}, {"image_id": "b.c", "caption": "a dog"}],
-            "type": 1,
-        },
-        {"a_0_5": "a man", "b.c": ["a dog"]},
-    ],
-)
-def test_captions_come_by_clip_whatever_the_shape(content: object) -> None:
-    assert captions_by_clip(content, "p.json") == {"a_0_5": ["a man"], "b.c": ["a dog"]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([{"image_id": "a", "caption": "x"}, {"image_id": "b"}], "p.json: entry 1 is"),
-        ({"annotations": [3]}, "p.json: annotations: entry 0"),
-        ({"a": 3}, "p.json: a has no caption"),
-        ("text", "p.json: a str;"),
-    ],
-)
-def test_what_is_no_caption_is_named(content: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        captions_by_clip(content, "p.json")
-
-
-def test_ids_lose_their_folder_and_a_video_extension_only() -> None:
-    assert [clip_id(key) for key in ("a.b", "x\\a.webm", "val/-05w_1_2.mp4", "")] == ["a.b", "a", "-05w_1_2", ""]

@@ -26,9 +26,10 @@ from models.caption_judges import audio_score, legacy_audio_score
 from models.family import InputError
 from models.passt import PaSST
 from models.trilip import TriLip
-from tasks import judges, storage
+from tasks import judges, params, storage
 from tasks.data import audio_store
 from tasks.data.prepared_store import open_stores
+from tasks.evaluate import Evaluate, Scored
 from tasks.judges import LEFT_OUT, NONE, Ear, Judged, Judges, MediaJudge, Weights, clip_pixels, entity_scores, read_t5
 from tasks.judges import PASST as PUBLISHED
 from tests.tasks import toy_evaluation
@@ -261,3 +262,15 @@ def test_another_rate_is_told_with_the_key_to_change(project: Path, clip, trilip
         InputError, match=r"stored at 16000 Hz and TriLip hears 32000 Hz; set stores\.sounds\.sample_rate"
     ):
         Judges(weights, "cpu").judge("sounds", CAPTIONS, TRUTHS)
+
+
+def test_a_family_asks_for_its_clips_by_their_split(project: Path, clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    judges_of = {**toy_evaluation.NO_JUDGES, "clip": str(clip[0])}
+    settings = params.typed(Evaluate, toy_evaluation.EVALUATE | {"judges": judges_of}, "evaluate")
+    ids = toy_evaluation.clip_ids("test")
+    texts = ["a man", "the dog", "the crowd is loud"] * (len(ids) // 3)
+    found = Scored("t3av", settings, CPU).judge("test", texts, [["a man"]] * len(ids))["clip_score"]
+    expected = Judges(settings.judges, CPU).judge("sounds", dict(zip(ids, texts, strict=True)), dict.fromkeys(ids, ()))
+    assert len(found) == len(ids) and np.isnan(found[2])
+    np.testing.assert_array_equal(found, expected["clip_score"])

@@ -1,27 +1,41 @@
-"""Captions out of the JSON files that caption tools exchange, whatever their shape, by clip."""
+"""Captions out of the files that caption tools exchange, whatever their shape, by clip."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from models.family import InputError
+from tasks.data.clip_files import row_id as clip_id
+from tasks.datasets import favd_files
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
+def read(path: Path) -> dict[str, list[str]]:
+    """Clip id -> its captions in order, of a JSON file (see `captions_by_clip`) or of a caption TSV of FAVDBench.
 
-def clip_id(key: str) -> str:
-    """A clip's id whatever a file calls it: "test/abc_0_10.mp4", a whole path or the id itself."""
-    name = PurePosixPath(key.replace("\\", "/")).name
-    return name[: -len(PurePosixPath(name).suffix)] if name.lower().endswith(EXTENSIONS) else name
+    InputError where there is no such file, where it is neither, and for the row or entry that says no caption.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a JSON file of captions by clip, or a caption TSV of FAVDBench")
+    if path.suffix.lower() == ".tsv":
+        found: dict[str, list[str]] = {}
+        for entry in favd_files.read_captions(path):
+            found.setdefault(clip_id(entry.key), []).extend(row["caption"] for row in entry.captions)
+        return found
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON in UTF-8 ({error}); give a file of captions by clip") from None
+    return captions_by_clip(content, str(path))
 
 
 def captions_by_clip(content: Any, where: str) -> dict[str, list[str]]:
     """Clip id -> its captions in order, of a parsed JSON file: predictions have one each, references one or more.
 
     Three shapes are read: a list of {"image_id", "caption"}, a mapping whose `annotations` is such a list, and a mapping of
-    ids to a caption or a list of captions. InputError names the entry of `where` that fits none.
+    ids to a caption or a list of captions. An id may be the path of a video. InputError names the entry that fits none.
     """
     if isinstance(content, Mapping) and isinstance(content.get("annotations"), list):
         content, where = content["annotations"], f"{where}: annotations"
