@@ -70,7 +70,7 @@ def evaluate(run: Evaluation) -> Results:
     values |= metrics.intervals(found[""], [clip.group for clip in whole.clips], run.num_bootstrap, run.seed)
     values |= {"constant_cider_d": best_constant(run, whole.references), "num_clips": float(len(whole.clips))}
     judged = run.judge("test", whole.captions)
-    values |= {name: float(np.nanmean(scores)) for name, scores in judged.items()}
+    values |= {name: float(np.nanmean(own)) for name, own in judged.items() if np.isfinite(own).any()}
     tables = {
         "modalities": modality_table(each),
         "sentences": sentence_table(whole),
@@ -139,10 +139,8 @@ def best_constant(run: Evaluation, references: list[list[str]]) -> float:
     """CIDEr-D of the training caption, of NUM_CONSTANTS from all over the split, that answers all test clips best."""
     train = sorted({clip.annotation["caption"] for clip in run.clips("train")})
     tried = [train[int(row)] for row in np.linspace(0, len(train) - 1, min(NUM_CONSTANTS, len(train)))]
-    # All in one go: the rarity of words is that of the references, however often these are repeated.
-    candidates = [caption for caption in tried for _ in references]
-    scores = caption_scores.cider_d(candidates, references * len(tried))
-    return float(scores.reshape(len(tried), -1).mean(1).max())
+    # One after the other: together, words that no reference has would count as rarer than they do for one system.
+    return max(float(caption_scores.cider_d([text] * len(references), references).mean()) for text in tried)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------
