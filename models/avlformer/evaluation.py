@@ -143,10 +143,8 @@ def best_constant(run: Evaluation, references: list[list[str]]) -> float:
     """CIDEr-D of the training caption, of NUM_CONSTANTS from all over the split, that answers all test clips best."""
     train = sorted({clip.annotation["caption"] for clip in run.clips("train")})
     tried = [train[int(row)] for row in np.linspace(0, len(train) - 1, min(NUM_CONSTANTS, len(train)))]
-    # All in one go: the rarity of words is that of the references, however often these are repeated.
-    candidates = [caption for caption in tried for _ in references]
-    scores = caption_scores.cider_d(candidates, references * len(tried))
-    return float(scores.reshape(len(tried), -1).mean(1).max())
+    # One after the other: together, words that no reference has would count as rarer than they do for one system.
+    return max(float(caption_scores.cider_d([text] * len(references), references).mean()) for text in tried)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------
