@@ -49,6 +49,7 @@ FULL_NAMES = {
     "r1_a2v": "R@1, audio to video",
 }
 HIDING = {"audio": "audio only", "video": "video only", "late": "late fusion"}  # first word of a name -> what it says
+ROUNDING = 1e-6  # of similarities of float32 embeddings
 COLLAPSED = 0.95  # mean cosine between clips above which an embedding tells nothing apart
 
 
@@ -209,20 +210,17 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(N,) rank, from 1, of gallery row i for query row i, by dot product of (N, E) embeddings.
+    """(N,) rank, from 1, of gallery row i for query row i, by dot product of (N, E) embeddings of unit length.
 
-    Ties count against the model: rank = 1 + #(better) + #(equal, itself aside): a collapsed embedding scores last,
-    not first. Equal gallery rows are scored once, hence tie exactly whatever the order in which a matmul adds up.
+    Ties count against the model: rank = 1 + #(better) + #(equal, itself aside): a collapsed embedding scores last, not
+    first. Equal is what differs by no more than rounding does, for the same clip may differ so much from batch to batch.
     """
-    unique, place, copies = np.unique(
-        np.asarray(gallery, dtype=np.float64), axis=0, return_inverse=True, return_counts=True
-    )
     ranks = np.empty(len(queries), dtype=np.int64)
+    rows = np.asarray(gallery, dtype=np.float64)
     for start in range(0, len(queries), 1024):  # 1024 x N similarities at a time
-        rows = slice(start, start + 1024)
-        scores = np.asarray(queries[rows], dtype=np.float64) @ unique.T
-        own = np.take_along_axis(scores, place[rows, None], axis=1)
-        ranks[rows] = ~(scores < own) @ copies
+        scores = np.asarray(queries[start : start + 1024], dtype=np.float64) @ rows.T
+        own = np.diagonal(scores, offset=start)[:, None]
+        ranks[start : start + 1024] = (scores >= own - ROUNDING).sum(1)
     return ranks
 
 

@@ -85,7 +85,7 @@ class FakeRun:
         shares = np.array(rows, dtype=np.float32)[:, None, None] / 100 * (own > 0)[:, :, None]
         return {"tokens": own, "video_attention": shares.repeat(2, 2), "audio_attention": shares.repeat(3, 2)}
 
-    def judge(self, split: str, captions: Any) -> dict[str, np.ndarray]:
+    def judge(self, split: str, captions: Any, references: Any) -> dict[str, np.ndarray]:
         self.asked.append((split, list(captions)))
         return self.judged
 
