@@ -126,7 +126,10 @@ def read_config(config: Mapping[str, Any]) -> Imported:
     """
     sections: dict[str, Any] = {}
     given = {key: value for key, value in config.items() if value is not None}
-    notes = [f"{key} was left out: {why}" for key, why in NEEDLESS.items() if key in given]
+    reasons: dict[str, list[str]] = {}
+    for key in (key for key in NEEDLESS if key in given):
+        reasons.setdefault(NEEDLESS[key], []).append(key)
+    notes = [f"{', '.join(keys)} left out: {why}" for why, keys in reasons.items()]
     options: dict[str, Any] = {}
     for key, value in given.items():
         if key in PLAIN:
