@@ -67,11 +67,10 @@ def likeness(candidate: Tensor, truth: Tensor) -> float:
 
 
 def legacy_likeness(candidate: Tensor, truth: Tensor) -> float:
-    """C of the published code in [0, 1] from T5's states (nouns, positions, E) of each noun by itself, padding included.
+    """C of the published code in [0, 1] from T5's states (nouns, L, E) of each noun by itself, padded to a common L.
 
-    The cosine of two nouns is the mean over positions; each of the candidate's nouns counts with the nearest of the truth.
+    The cosine of two nouns is the mean over positions, padding included; each of the candidate's nouns counts with the
+    nearest of the truth.
     """
-    positions = max(candidate.shape[1], truth.shape[1])
-    own, other = (functional.pad(states, (0, 0, 0, positions - states.shape[1])) for states in (candidate, truth))
-    cosine = functional.cosine_similarity(own[:, None], other[None], dim=-1).mean(-1)  # (nouns, nouns)
+    cosine = functional.cosine_similarity(candidate[:, None], truth[None], dim=-1).mean(-1)  # (nouns, nouns)
     return float(((cosine.amax(1) + 1) / 2).clamp(max=1).mean())

@@ -263,8 +263,11 @@ class Evaluation(Protocol):
         """What a phase's `explain` says of these clips of a split, in the order of `rows`."""
         ...
 
-    def judge(self, split: str, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Scores (N,) of a text about each clip of a split by the models that params name; none where they name none."""
+    def judge(self, split: str, captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+        """Scores (N,) of a caption of each clip of a split by the models that params name, none where they name none.
+
+        Each clip has a reference or more. NaN where a judge has nothing to say of a clip.
+        """
         ...
 
 

@@ -9,11 +9,9 @@ only, it leaves out matches by stem for which there is a choice ("dog" where the
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
-from typing import NamedTuple
 
 import numpy as np
 from nltk.stem.snowball import EnglishStemmer
@@ -22,6 +20,7 @@ from models.caption_scores import words
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM = 1.0, 0.6  # what a match of either kind is worth
+WHOLE, HALF = 10, 4  # tenths of a match that a word loses: left out, or matched by its stem
 BEAM = 40  # partial alignments that are kept after each word, as many as in the original
 STEMMER = EnglishStemmer()
 COMMON = """
@@ -92,15 +91,11 @@ def _share(word: str) -> float:
 # --- alignment -------------------------------------------------------------------------------------------------------------
 
 
-class _Partial(NamedTuple):
-    """An alignment of the candidate's first words, its fields in the order in which they rank it: lower is better."""
-
-    lost: float = 0.0  # 1 for a word that was left out, 1 - STEM for one matched by its stem
-    chunks: int = 0
-    distance: int = 0  # sum over the matches of how far apart the two places are
-    last: int = -2  # place in the reference of the word before if that was matched
-    used: int = 0  # places in the reference that are taken, a bit each
-    pairs: tuple[tuple[int, int], ...] = ()
+# Of the candidate's first words, in the order in which it ranks: what they lost, in tenths of a match; chunks; the sum over the
+# matches of how far apart the two places are; the place in the reference that would go on with the last chunk; the places
+# that are taken, a bit each; and the pairs. The fourth is -1 where the next word does not match there, and the fifth tells
+# only places that a later word matches: alignments that differ in nothing else have the same future.
+_Partial = tuple[int, int, int, int, int, tuple[tuple[int, int], ...]]
 
 
 def align(candidate: Sequence[str], truth: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -112,27 +107,31 @@ def align(candidate: Sequence[str], truth: Sequence[str]) -> tuple[tuple[int, in
     places: dict[str, list[int]] = defaultdict(list)
     for place, word in enumerate(truth):
         places[stem(word)].append(place)
-    beam = [_Partial()]
+    stems = [stem(word) for word in candidate]
+    to_come, own = Counter(stems), [places.get(each, ()) for each in stems]
+    open_bits = sum(1 << j for each in set(stems) for j in places.get(each, ()))
+    beam: list[_Partial] = [(0, 0, 0, -1, 0, ())]
     for i, word in enumerate(candidate):
-        matching = [(j, EXACT if truth[j] == word else STEM) for j in places[stem(word)]]
+        to_come[stems[i]] -= 1
+        following = frozenset(own[i + 1]) if i + 1 < len(candidate) else frozenset[int]()
+        if not to_come[stems[i]]:
+            open_bits &= ~sum(1 << j for j in own[i])
+        matching = [(j, 1 << j, 0 if truth[j] == word else HALF) for j in own[i]]
         found: dict[tuple[int, int], _Partial] = {}  # of those with the same future the best
-        for partial in (step for old in beam for step in _steps(old, i, matching)):
-            key = partial.last, partial.used
-            if key not in found or partial < found[key]:
-                found[key] = partial
-        beam = nsmallest(BEAM, found.values())
-    return beam[0].pairs
-
-
-def _steps(old: _Partial, i: int, places: Sequence[tuple[int, float]]) -> Iterator[_Partial]:
-    """Leave word `i` of the candidate out, or match it with each place that is free."""
-    yield old._replace(lost=round(old.lost + EXACT, 6), last=-2)
-    for j, weight in places:
-        if not old.used >> j & 1:
-            chunks, distance = old.chunks + (j != old.last + 1), old.distance + abs(i - j)
-            yield _Partial(
-                round(old.lost + EXACT - weight, 6), chunks, distance, j, old.used | 1 << j, (*old.pairs, (i, j))
-            )
+        for lost, chunks, distance, going_on, used, pairs in beam:
+            free = [match for match in matching if not used & match[1]]
+            steps: list[_Partial] = [
+                (lost + loss, chunks + (j != going_on), distance + abs(i - j), j + 1 if j + 1 in following else -1,
+                 (used | bit) & open_bits, (*pairs, (i, j)))
+                for j, bit, loss in free
+            ]  # fmt: skip
+            if len(free) <= to_come[stems[i]]:  # else to leave the word out would lose a match
+                steps.append((lost + WHOLE, chunks, distance, -1, used & open_bits, pairs))
+            for step in steps:
+                if (key := step[3:5]) not in found or step < found[key]:
+                    found[key] = step
+        beam = sorted(found.values())[:BEAM]
+    return beam[0][5]
 
 
 @functools.cache

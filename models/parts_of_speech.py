@@ -16,7 +16,7 @@ CLASSES: dict[WordClass, tuple[str, ...]] = {
     "adverb": ("RB", "RBR", "RBS", "WRB"),
     "number": ("CD",),
 }
-CLASS_OF = {tag: name for name, tags in CLASSES.items() for tag in tags}
+CLASS_OF: dict[str, WordClass] = {tag: name for name, tags in CLASSES.items() for tag in tags}
 
 
 def tags(words: Sequence[str]) -> list[str]:

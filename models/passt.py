@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import Block, initialise
+from models.family import InputError
 from models.transforms import SHIFT, WINDOW
+from models.weights import Found, Rules, State, rename
 
 PATCH = 16  # mel bins and frames of a patch
 TOP = 15_000.0  # Hz, where PaSST's mel bank ends
+NAMES: Rules = ((r"^net\.", ""), (r"^patch_embed\.proj\.", "patch."), (r"\.mlp\.fc", ".fc"))  # published ones, and ours
+CLASSIFIERS = r"^(net\.)?head(_dist)?\."
 
 
 class Spectrum(nn.Module):
@@ -81,7 +85,7 @@ class PaSST(nn.Module):
         self, num_mel_bins: int, num_frames: int, hidden_size: int, num_layers: int, num_heads: int, stride: int
     ) -> None:
         super().__init__()
-        self.hidden_size, self.stride = hidden_size, stride
+        self.hidden_size, self.num_heads, self.stride = hidden_size, num_heads, stride
         self.grid = (
             (num_mel_bins - PATCH) // stride + 1,
             (num_frames - PATCH) // stride + 1,
@@ -118,6 +122,26 @@ class PaSST(nn.Module):
         """(B, Kf * Kt) bool: which of the patches begin within the first `num_frames` (B,) frames, before silence does."""
         inside = columns * self.stride < num_frames[:, None]  # (B, Kt)
         return inside[:, None].expand(-1, rows.shape[-1], -1).flatten(1)
+
+
+def read_published(module: PaSST, state: State) -> tuple[Found, list[str]]:
+    """The tensors of PaSST as published, and the keys of its classifiers, which have no place here.
+
+    Positions in time behind the last of ours are cut off, as PaSST does. InputError where the state is none of PaSST's.
+    """
+    found, dropped = rename(state, NAMES, CLASSIFIERS)
+    parts = ("cls_token", "dist_token", "new_pos_embed", "time_new_pos_embed", "freq_new_pos_embed", "patch.weight")
+    lost = [key for key in parts if key not in found]
+    if lost:
+        raise InputError(f"the checkpoint is no PaSST with a distillation token: it lacks {lost[0]}")
+    kernel = found["patch.weight"]
+    first, second, places, time, pitch = (found.pop(key) for key in parts[:5])
+    found["patch.weight"] = kernel[0], kernel[1].flatten(1)
+    found["tokens"] = first[0], torch.cat([first[1], second[1]], 1)[0]
+    found["places"] = places[0], places[1][0]
+    found["time"] = time[0], time[1][0].flatten(1).T[: module.grid[1]]
+    found["pitch"] = pitch[0], pitch[1][0].flatten(1).T
+    return found, dropped
 
 
 def kept(number: int, left_out: int, rng: np.random.Generator | None) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.nn import functional
 
 from models.family import InputError, LoadReport
 
+State = Mapping[str, Tensor]
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # of renaming: pattern, and what stands for it
+Found = dict[str, tuple[str, Tensor]]  # by our key: what the checkpoint calls it, and the tensor as it is here
 SCALE = ":scale"  # ends the key of the scales that an int8 tensor is multiplied by
 LARGE: dict[type[nn.Module], str] = {  # what has nearly all of a module's weights; everything else stays as it is
     nn.Linear: "weight",
@@ -41,6 +45,21 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], fresh: tuple[s
     loaded = {key: value for key, value in state.items() if key in own}
     module.load_state_dict(loaded, strict=False)
     return LoadReport(sorted(loaded), missing, sorted(key for key in state if key not in own))
+
+
+def rename(state: State, rules: Rules, beside: str) -> tuple[Found, list[str]]:
+    """A published checkpoint's tensors by our keys, all rules applied in order; and the keys that match `beside`, left out."""
+    found: Found = {}
+    dropped: list[str] = []
+    for theirs, value in state.items():
+        if re.search(beside, theirs):
+            dropped.append(theirs)
+            continue
+        key = theirs
+        for pattern, ours in rules:
+            key = re.sub(pattern, ours, key)
+        found[key] = theirs, value
+    return found, dropped
 
 
 # --- what is trained, and what is frozen ---------------------------------------------------------------------------------

@@ -15,7 +15,18 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import annotations, command, params, quarantine, storage, tracking
-from tasks.data import audio, clip_files, feature_files, manifest, picture_folder, prepared, video, workers
+from tasks.data import (
+    archive_rows,
+    audio,
+    clip_files,
+    feature_files,
+    manifest,
+    picture_folder,
+    prepared,
+    sound_files,
+    video,
+    workers,
+)
 from tasks.datasets import class_names, load_format
 
 PIECE = 32  # clips whose probes are kept together, so that a killed run goes on from there
@@ -43,18 +54,22 @@ def listed_clips(dataset: str) -> pd.DataFrame:
     table = load_format(params.value("download", dataset, "format")).read(folder).reset_index(drop=True)
     if table.empty:
         raise InputError(f"{folder}: the annotations list no clip")
-    here = "subset" if any((folder / path).is_file() for path in table["path"]) else "raw"
+    here = "subset" if any(clip_files.is_there(folder / path) for path in table["path"]) else "raw"
     return table.assign(path=[f"{here}/{path}" for path in table["path"]])
 
 
-PROBES = {clip_files.SUFFIX: prepared, clip_files.PICTURE: picture_folder, clip_files.FEATURES: feature_files}
+PROBES = {
+    clip_files.SUFFIX: prepared, clip_files.PICTURE: picture_folder, clip_files.FEATURES: feature_files,
+    clip_files.ROW: archive_rows,
+}  # fmt: skip
 
 
 def probe_clip(path: Path) -> dict[str, Any]:
     """A file's probe and checksum, or its reason for quarantine."""
     try:
         probe = PROBES.get(path.suffix, video).probe(path)
-        return {**asdict(probe), "checksum": clip_files.checksum(path), "reason": "", "detail": ""}
+        checksum = (archive_rows if clip_files.is_row(path) else clip_files).checksum(path)
+        return {**asdict(probe), "checksum": checksum, "reason": "", "detail": ""}
     except video.ClipError as error:
         return {"reason": error.reason, "detail": error.detail}
 
@@ -87,7 +102,8 @@ def work_folder(dataset: str, table: pd.DataFrame) -> Path:
     """Where the probes of these very files, by this very code, are kept until the stage is done."""
     paths = [storage.DATA / dataset / path for path in table["path"]]
     state = [[str(path), *(_identity(file) for file in clip_files.files_of(path))] for path in paths]
-    code = [storage.file_digest(Path(str(module.__file__))) for module in (video, audio, clip_files, *PROBES.values())]
+    modules = (video, audio, sound_files, clip_files, *PROBES.values())
+    code = [storage.file_digest(Path(str(module.__file__))) for module in modules]
     digest = hashlib.sha256(json.dumps([state, code]).encode()).hexdigest()[:16]
     return storage.WORK / f"clean-{dataset}-{digest}"
 

@@ -43,7 +43,10 @@ def fetch(settings: Download, work: Path) -> Path:
         build_demo(settings.demo, raw)
     elif is_archive:
         archive = _fetch_archive(settings, work)
-        _check_digest(archive, settings.sha256)
+        if settings.sha256:
+            _check_digest(archive, settings.sha256)
+        else:
+            _check_released(archive, settings.format)
         try:
             archives.unpack(archive, raw)
         except InputError:
@@ -57,6 +60,7 @@ def fetch(settings: Download, work: Path) -> Path:
         raise InputError(f"{sources.public_url(source)} is no archive; over HTTP give one of {endings}")
     elif Path(source).is_dir():
         _copy_folder(Path(source), raw)
+        _unpack_released(raw, settings.format)
     else:
         raise InputError(
             f"source {source!r} is no folder, archive, https:// or s3:// address, nor demo; check params.yaml"
@@ -80,10 +84,35 @@ def _fetch_archive(settings: Download, work: Path) -> Path:
     return archive
 
 
-def _check_digest(archive: Path, sha256: str | None) -> None:
-    if sha256 and (found := storage.file_digest(archive)) != sha256.lower():
+def _check_digest(archive: Path, sha256: str) -> None:
+    if (found := storage.file_digest(archive)) != sha256.lower():
         _forget(archive)
         raise InputError(f"{archive.name}: sha256 is {found}, params.yaml expects {sha256}; nothing was unpacked")
+
+
+def _check_released(archive: Path, name: str) -> None:
+    """InputError for an archive that is called like one that the format's authors have released, and is another."""
+    expected = datasets.released(datasets.load_format(name)).get(archive.name)
+    if expected is None:
+        return
+    with archive.open("rb") as handle:
+        found = hashlib.file_digest(handle, "md5").hexdigest()
+    if found != expected:
+        _forget(archive)
+        raise InputError(
+            f"{archive.name}: md5 is {found}, the released one has {expected}; fetch it again, or rename it where it is "
+            "your own; nothing was unpacked"
+        )
+
+
+def _unpack_released(raw: Path, name: str) -> None:
+    """Unpack the released archives at the top of a folder that was copied to `raw`, all of them checked first."""
+    found = [raw / file for file in datasets.released(datasets.load_format(name)) if (raw / file).is_file()]
+    for archive in found:
+        _check_released(archive, name)
+    for archive in found:
+        archives.unpack(archive, raw)
+        archive.unlink()
 
 
 def _forget(archive: Path) -> None:

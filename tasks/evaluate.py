@@ -26,6 +26,7 @@ from tasks.data.feature_store import feature_folder
 from tasks.data.loader import open_split
 from tasks.engine import distributed
 from tasks.engine.predictions import predictions
+from tasks.judges import Judges, Weights
 
 EXPLAINED = 8  # clips at once: attention of all heads takes more than a prediction
 
@@ -39,6 +40,7 @@ class Evaluate:
     num_bootstrap: int  # resamples behind an interval
     seed: int
     device: Literal["auto", "cpu", "cuda"]
+    judges: Weights  # of captions, for families that write some
 
 
 class Scored:
@@ -59,6 +61,7 @@ class Scored:
         self.features = feature_folder(family) if self.clip.features else None
         self.num_bootstrap, self.seed = settings.num_bootstrap, settings.seed
         self.device = device
+        self.judges = Judges(settings.judges, device)
         self._kept: dict[tuple[str, str, str, bool], dict[str, np.ndarray]] = {}
 
     @cached_property
@@ -98,6 +101,12 @@ class Scored:
             found = explain(module, {name: value.to(self.device) for name, value in batch.items()})
             parts.append({name: value.float().cpu().numpy() for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def judge(self, split: str, captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+        """Scores (N,) of a caption of each clip of a split by the models that params name; NaN where one tells nothing."""
+        ids = [clip.id for clip in self.clips(split)]
+        texts, truths = dict(zip(ids, captions, strict=True)), dict(zip(ids, references, strict=True))
+        return self.judges.judge(self.dataset, texts, truths)
 
     def _open(self, trained: bundle.Bundle, split: str) -> Clips:
         phase = self.family.phases[trained.phase]

@@ -31,6 +31,7 @@ from tasks.data.batches import stack
 from tasks.data.extraction import Extractor, Features, load_extractor
 from tasks.data.frame_store import decode_jpegs
 from tasks.data.loader import chosen_columns
+from tasks.data.sound_files import read_sound
 from tasks.data.video import ClipError, Preparation, StoredClip, read_clip
 from tasks.data.windows import window_starts
 
@@ -95,6 +96,7 @@ class Predictor:
         made = {"frame_step": 0, **trained.meta["stores"]}  # bundles from before there were steps do not name it
         stores = {key: made[key] for key in fields}
         self.preparation = params.typed(Preparation, stores, "stores")
+        self.sounds: Path | None = None  # folder of <clip>.mp3 to hear in place of the videos' own tracks
 
     def predict(self, clips: Sequence[Path | bytes], top: int = 5) -> list[dict[str, Any]]:
         """`answers` as people see them: lists within without what is not believed, and cut to `top`."""
@@ -166,7 +168,13 @@ class Predictor:
         if isinstance(clip, Path) and clip_files.is_prepared(clip):
             return "the model was trained on videos; give a video"
         try:
-            return read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
+            stored = read_clip(io.BytesIO(clip) if isinstance(clip, bytes) else clip, self.preparation)
+            if self.sounds is None or isinstance(clip, bytes):
+                return stored
+            sound = self.sounds / f"{clip.stem}.mp3"
+            if not sound.is_file():
+                return f"no sound {sound}"
+            return dataclasses.replace(stored, wave=read_sound(sound, self.preparation.sample_rate, sound.name)[0])
         except ClipError as error:
             return str(error)
 
@@ -331,6 +339,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="bundle folder or models:/ address; the family's final phase in artifacts/")
     parser.add_argument("--top", type=int, default=5, help="how many answers a clip at most, printed and with --json")
     parser.add_argument("--min-score", type=float, help="show answers from this score on, not from their class's own")
+    parser.add_argument("--sounds", type=Path, help="folder of <clip>.mp3 to hear in place of the videos' own tracks")
     parser.add_argument("--json", type=Path, help="write the answers to this file too")
     parser.add_argument(
         "--out", type=Path, help="write what the family has for people, such as subtitles, to this folder"
@@ -344,8 +353,11 @@ def main() -> None:
     given = read_arguments()
     final = models.load(given.family).final
     predictor = load_predictor(given.family, given.model or str(storage.ARTIFACTS / given.family / final))
+    predictor.sounds = given.sounds
     if given.top < 1:
         raise InputError(f"--top is {given.top}; ask for 1 answer or more")
+    if given.sounds and not given.sounds.is_dir():
+        raise InputError(f"--sounds: {given.sounds} is no folder; name the one with <clip>.mp3 of each video")
     if given.min_score is not None:
         predictor.believe_from(given.min_score)
     clips, exports = media_files(given.clips, predictor.suffixes), predictor.phase.exports

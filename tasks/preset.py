@@ -2,8 +2,8 @@
 
 A preset is models/<family>/<name>.yaml with the shape of params.yaml. Its data sections (`stores: …`) hold one entry, which
 goes to the dataset that the family trains on. Only the values it names change; comments and everything else stay.
-NAME may be the path of a config.yaml of the original system instead: it is laid over the preset that has what the
-original's code fixes.
+NAME may be the path of a config file (.yaml, .json) of the original system instead: it is laid over the preset that has
+what the original's code fixes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def import_config(family: str, path: Path) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"{family} reads no config files; give the name of a preset")
     values = params.read(path)
     if not isinstance(values, Mapping):
-        raise InputError(f"{path} holds no sections; give the config.yaml of the original system")
+        raise InputError(f"{path} holds no values by their names; give the config file of the original system")
     try:
         imported = read_config(values)
     except InputError as error:
@@ -64,11 +64,11 @@ def main() -> None:
     """Apply a preset and list what it changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", help="such as t3av")
-    parser.add_argument("name", help="such as vggsound, or a file such as path/to/config.yaml")
+    parser.add_argument("name", help="such as vggsound, or a file such as path/to/config.yaml or args.json")
     parser.add_argument("--print", action="store_true", help="list the changes and leave params.yaml alone")
     arguments = parser.parse_args()
     notes: list[str] = []
-    if arguments.name.endswith((".yaml", ".yml")):
+    if arguments.name.endswith((".yaml", ".yml", ".json")):
         preset, notes = import_config(arguments.family, Path(arguments.name))
     else:
         preset = load_preset(arguments.family, arguments.name)

@@ -23,12 +23,24 @@ import torch
 from models.family import InputError
 from models.transforms import LogMel
 from tasks import command, params, quarantine, storage, tracking
-from tasks.data import audio, clip_files, cluster, manifest, picture_folder, prepared, video, workers
+from tasks.data import (
+    archive_rows,
+    audio,
+    clip_files,
+    cluster,
+    manifest,
+    picture_folder,
+    prepared,
+    sound_files,
+    video,
+    workers,
+)
 from tasks.data.audio_store import audio_writer
 from tasks.data.frame_store import INDEX, shard_name, write_frames
 
 MEL_BINS = 128  # of the statistics, as every family hears
 MINUTE = 6000  # mel frames of a long video that are there at once
+READERS = {clip_files.PICTURE: picture_folder, clip_files.ROW: archive_rows}  # by the ending of a clip's path
 KINDS = {
     "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
 }  # fmt: skip
@@ -91,7 +103,7 @@ def _decoded(
         row: dict[str, Any] = {name: clip[name] for name in ("id", "path", "split")} | {"reason": "", "detail": ""}
         rows.append(row)
         try:
-            reader = picture_folder if clip_files.is_pictures(clip["path"]) else video
+            reader = READERS.get(Path(clip["path"]).suffix, video)
             stored = reader.read_clip(root / clip["path"], settings.preparation)
             if (stored.wave is not None) != clip["has_audio"]:
                 raise video.ClipError("changed", "the file is not the one that was cleaned; run the clean stage again")
@@ -205,7 +217,7 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         raise InputError(f"params.yaml: {name}: quality goes from 1 to 100, short_side is 0 or more pixels")
     code = [
         storage.file_digest(Path(str(module.__file__)))
-        for module in (video, audio, clip_files, prepared, picture_folder)
+        for module in (video, audio, sound_files, clip_files, prepared, picture_folder, archive_rows)
     ]
     identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"

@@ -83,7 +83,7 @@ def choose_classes(known: list[str], settings: Subset) -> list[str]:
 
 def bring_media(table: pd.DataFrame, source: Path, target: Path, media: str) -> tuple[int, int]:
     """Link or copy the chosen files; returns how many were brought and how many are not there."""
-    found = [path for path in table["path"] if (source / path).is_file()]
+    found = [path for path in table["path"] if clip_files.is_there(source / path)]
     for path in tqdm(found, desc="media", unit="clip"):
         for file in clip_files.files_of(source / path):
             if file.is_file():
@@ -96,7 +96,7 @@ def subset(dataset: str, settings: Subset) -> str:
     form = load_format(params.value("download", dataset, "format"))
     raw = storage.DATA / dataset / "raw"
     table = form.read(raw)
-    exists = pd.Series([(raw / path).is_file() for path in table["path"]], index=table.index)
+    exists = pd.Series([clip_files.is_there(raw / path) for path in table["path"]], index=table.index)
     chosen = select(table, exists, form.class_of, settings)
     words = f"{dataset}: {len(chosen)} of {len(table)} clips chosen"
     if settings.mode != "all":

@@ -56,6 +56,9 @@ PLUMBING = {
 }
 
 
+SHARED = (Path("models"), Path("tasks/datasets"), Path("tasks/data"))
+
+
 def imported(file: Path) -> set[Path]:
     """Our files that a file imports, within functions too, but not for annotations alone."""
     tree = ast.parse(file.read_text())
@@ -114,9 +117,9 @@ def test_stages_depend_on_all_code_that_decides_their_result(dependencies: dict[
 def test_dependencies_exist_and_are_needed(dependencies: dict[str, set[str]]) -> None:
     every = {name: code_of(*name.split("@")) for name in dependencies}
     for name, known in dependencies.items():
-        # The shared files of models/ are one list for all families of a stage.
+        # What a stage's families or formats share is one list for all of them.
         alike = [files for other, files in every.items() if other.partition("@")[0] == name.partition("@")[0]]
-        shared = {file for files in alike for file in files if Path(file).parent == Path("models")}
+        shared = {file for files in alike for file in files if Path(file).parent in SHARED}
         needed = {place for file in every[name] | shared for place in (file, *map(str, Path(file).parents))}
         for path in known:
             if path.split("/")[0] in ("tasks", "models"):

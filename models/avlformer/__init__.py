@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.avlformer import answers, data, evaluation, explain, model
+from models.avlformer import answers, data, evaluation, explain, imported, model, weights
 from models.avlformer.config import FinetuneConfig
 from models.family import Family, Phase
 
@@ -20,6 +20,8 @@ FAMILY = Family(
             present=answers.present,
             exports={"coco": answers.coco, "by_id": answers.by_id},
             explain=explain.explain,
+            pretrained=weights.names,
+            load_pretrained=weights.load,
             parameter_groups=model.parameter_groups,
         ),
     },
@@ -27,4 +29,5 @@ FAMILY = Family(
     labels=data.labels,
     evaluate=evaluation.evaluate,
     headline=("cider_d", evaluation.cider),
+    read_config=imported.read_config,
 )

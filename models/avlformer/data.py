@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
@@ -59,15 +60,18 @@ def words_of(caption: str) -> list[str]:
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 
-def build_tokenizer(facts: Facts) -> BertWordPieceTokenizer:
-    """BERT's uncased one over the label map."""
-    return BertWordPieceTokenizer({name: i for i, name in enumerate(facts.labels[HEAD])}, lowercase=True)
+def build_tokenizer(facts: Facts) -> Tokenizer:
+    """BERT's uncased one over the label map. A caption's own "[MASK]" is three words to it, and no mask."""
+    vocabulary = {name: i for i, name in enumerate(facts.labels[HEAD])}
+    reader = Tokenizer(WordPiece(vocabulary, unk_token=UNK))
+    reader.normalizer, reader.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()  # pyright: ignore
+    return reader
 
 
-def read_caption(reader: BertWordPieceTokenizer, caption: str, max_length: int) -> tuple[list[int], list[int]]:
+def read_caption(reader: Tokenizer, caption: str, max_length: int) -> tuple[list[int], list[int]]:
     """Ids of [CLS], the caption's wordpieces and [SEP], `max_length` at most; and the number of each one's word, -1 for both."""
     found = reader.encode(html.unescape(caption), add_special_tokens=False)
-    ids, words = found.ids[: max_length - 2], found.word_ids[: max_length - 2]
+    ids, words = found.ids[: max_length - 2], cast("list[int]", found.word_ids[: max_length - 2])
     ends = [int(reader.token_to_id(name) or 0) for name in (CLS, SEP)]
     return [ends[0], *ids, ends[1]], [-1, *words, -1]
 

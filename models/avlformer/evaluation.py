@@ -15,6 +15,7 @@ from models import caption_scores, metrics, scoring
 from models.avlformer.answers import coco, present, sentences
 from models.avlformer.data import HEAD
 from models.avlformer.writing import spell
+from models.entity_score import entity_overlap
 from models.family import Attention, Batch, ClipInfo, Evaluation, Example, Facts, InputError, Results, Table
 from models.meteor import meteor
 from models.scoring import HIDDEN
@@ -69,8 +70,8 @@ def evaluate(run: Evaluation) -> Results:
     values = {f"{prefix}_{k}" if prefix else k: v for prefix, own in each.items() for k, v in own.items()}
     values |= metrics.intervals(found[""], [clip.group for clip in whole.clips], run.num_bootstrap, run.seed)
     values |= {"constant_cider_d": best_constant(run, whole.references), "num_clips": float(len(whole.clips))}
-    judged = run.judge("test", whole.captions)
-    values |= {name: float(np.nanmean(scores)) for name, scores in judged.items()}
+    judged = run.judge("test", whole.captions, whole.references)
+    values |= {name: float(np.nanmean(scores)) for name, scores in judged.items() if np.isfinite(scores).any()}
     tables = {
         "modalities": modality_table(each),
         "sentences": sentence_table(whole),
@@ -84,9 +85,10 @@ def evaluate(run: Evaluation) -> Results:
 def read(run: Evaluation, drop: str) -> Answers:
     """Captions of the test clips with one modality hidden where `drop` names it."""
     clips, told = run.clips("test"), run.predict("finetune", "test", drop=drop)
-    references = [list(clip.annotation.get("captions") or [clip.annotation["caption"]]) for clip in clips]
-    if not all(references):
-        raise InputError("a clip of the test split has no caption; evaluation needs one to compare with")
+    references = [list(clip.annotation.get("captions") or [clip.annotation.get("caption", "")]) for clip in clips]
+    untold = [clip.id for clip, own in zip(clips, references, strict=True) if not all(own)]
+    if untold:
+        raise InputError(f"clip {untold[0]} of the test split has no caption; evaluation needs one to compare with")
     answers = present({name: torch.from_numpy(told[name]) for name in ("tokens", "confidence")}, run.facts)
     lost = np.flatnonzero(~np.isfinite(told["confidence"]))
     if len(lost):
@@ -118,6 +120,9 @@ def statistics(found: Answers, sounding: np.ndarray) -> dict[str, Statistic]:
     named |= {f"bleu_{order}": counts.weighted(order) for order in range(1, caption_scores.ORDERS + 1)}
     named["meteor"] = meteor(captions, references).weighted()
     named["rouge_l"] = metrics.weighted_mean(caption_scores.rouge_l(captions, references))
+    shared = entity_overlap(captions, references)["entity_f1"]
+    if (told := np.isfinite(shared)).any():
+        named["entity_f1"] = lambda weights: weights @ np.nan_to_num(shared) / np.maximum(weights @ told, 1e-9)
     if sounding.any():
         right = same_last(captions, references)
         named["heard"] = lambda weights: weights @ (right & sounding) / np.maximum(weights @ sounding, 1e-9)

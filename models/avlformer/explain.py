@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.avlformer.bert import Bert, Context, Layer
 from models.avlformer.config import num_video_tokens, sound_grid, video_grid
-from models.avlformer.model import Finetune, questions
+from models.avlformer.model import Finetune, clip_rows, questions
 from models.avlformer.writing import write
 from models.family import Batch
 
@@ -23,8 +23,7 @@ def explain(module: Finetune, batch: Batch) -> Batch:
     """
     model = module.config.model
     context = module.context(batch)
-    rows = torch.arange(len(batch["frames"]), device=batch["frames"].device)
-    tokens, _ = write(module.bert, context, module.config.decoding, module.words, rows)
+    tokens, _ = write(module.bert, context, module.config.decoding, module.words, clip_rows(batch))
     places = torch.arange(1, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     ids, at, visible = questions(tokens, places * (tokens[:, 1:] > 0), module.words.mask)
     shares = attention(module.bert, module.bert.embed(ids, at), visible, context)[:, tokens.shape[1] :]

@@ -133,7 +133,7 @@ def chances(rows: Tensor, decoding: Decoding) -> Tensor:
     drawn = [
         np.random.default_rng((decoding.seed, row)).random(decoding.max_length, np.float32) for row in rows.tolist()
     ]
-    return torch.from_numpy(np.stack(drawn)).to(rows.device)
+    return torch.from_numpy(np.stack(drawn))
 
 
 def draw(logits: Tensor, chance: Tensor, decoding: Decoding) -> Tensor:
@@ -273,7 +273,7 @@ def write(bert: Bert, context: Context, decoding: Decoding, words: Words, rows: 
     cache = Cache(bert, context, decoding.beams, decoding.max_length, words.mask)
     if decoding.beams > 1:
         return finish(*by_beams(cache, decoding, words), words)
-    chance = chances(rows.to(context.present.device), decoding) if decoding.sample else None
+    chance = chances(rows, decoding).to(context.present.device) if decoding.sample else None
     return finish(*one_by_one(cache, decoding, words, chance), words)
 
 

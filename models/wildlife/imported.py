@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from models.config_values import Convert, converted, integer, number, put, switch
 from models.family import Imported, InputError
 
 # Width, layers and heads of the published VideoMAEs, by the word in their name (Tong et al. 2022).
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 PREPARED = {"video_frames": "processed/video_frames", "mel_spectrograms": "processed/mel_spectrograms"}
 
-Convert = Callable[[Any], Any]
-
-
-def _integer(value: Any) -> int:
-    number = float(value)
-    if isinstance(value, bool) or number != int(number):
-        raise ValueError
-    return int(number)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)  # 1e-4 too, which YAML 1.1 takes for text
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
 # Key of config.yaml -> key of params.yaml below `wildlife`, and what the value must be.
 PLAIN: dict[str, tuple[str, Convert]] = {
-    "model.fusion_hidden_dim": ("model.fusion_hidden_dim", _integer),
-    "model.fusion_num_layers": ("model.fusion_num_layers", _integer),
-    "model.fusion_num_heads": ("model.fusion_num_heads", _integer),
-    "model.dropout": ("model.dropout", _number),
-    "model.video_encoder.freeze_backbone": ("model.video_encoder.freeze_backbone", _switch),
-    "model.audio_encoder.freeze_backbone": ("model.audio_encoder.freeze_backbone", _switch),
-    "training.num_epochs": ("finetune.epochs", _integer),
-    "training.batch_size": ("finetune.batch_size", _integer),
-    "training.learning_rate": ("finetune.lr", _number),
-    "training.weight_decay": ("finetune.weight_decay", _number),
-    "dataloader.num_workers": ("finetune.num_workers", _integer),
+    "model.fusion_hidden_dim": ("model.fusion_hidden_dim", integer),
+    "model.fusion_num_layers": ("model.fusion_num_layers", integer),
+    "model.fusion_num_heads": ("model.fusion_num_heads", integer),
+    "model.dropout": ("model.dropout", number),
+    "model.video_encoder.freeze_backbone": ("model.video_encoder.freeze_backbone", switch),
+    "model.audio_encoder.freeze_backbone": ("model.audio_encoder.freeze_backbone", switch),
+    "training.num_epochs": ("finetune.epochs", integer),
+    "training.batch_size": ("finetune.batch_size", integer),
+    "training.learning_rate": ("finetune.lr", number),
+    "training.weight_decay": ("finetune.weight_decay", number),
+    "dataloader.num_workers": ("finetune.num_workers", integer),
 }
 # Read together with others, below.
 JOINT = {
@@ -77,7 +56,7 @@ def read_config(config: Mapping[str, Any]) -> Imported:
     for key, value in values.items():
         if key in PLAIN:
             place, convert = PLAIN[key]
-            _put(sections, f"wildlife.{place}", _converted(key, value, convert))
+            put(sections, f"wildlife.{place}", converted(key, value, convert))
         elif key not in NEEDLESS and key not in JOINT:
             notes.append(f"warning: {key} is not known and was left out")
     _read_encoders(values, sections, notes)
@@ -94,20 +73,20 @@ def _read_encoders(values: Mapping[str, Any], sections: dict[str, Any], notes: l
         if size is None:
             notes.append(f"warning: {key}.model_name {name} tells no size, that of a base VideoMAE is set; check it")
         width, layers, heads = SIZES[size or "base"]
-        _put(sections, "wildlife.model.video_feature_dim", width)
-        _put(sections, "wildlife.model.video_encoder.num_layers", layers)
-        _put(sections, "wildlife.model.video_encoder.num_heads", heads)
-        _put(sections, "wildlife.model.video_encoder.model_name", str(name))
-    if not _converted(f"{key}.pretrained", values.get(f"{key}.pretrained", True), _switch):
-        _put(sections, "wildlife.model.video_encoder.model_name", "none")
+        put(sections, "wildlife.model.video_feature_dim", width)
+        put(sections, "wildlife.model.video_encoder.num_layers", layers)
+        put(sections, "wildlife.model.video_encoder.num_heads", heads)
+        put(sections, "wildlife.model.video_encoder.model_name", str(name))
+    if not converted(f"{key}.pretrained", values.get(f"{key}.pretrained", True), switch):
+        put(sections, "wildlife.model.video_encoder.model_name", "none")
     key = "model.audio_encoder"
     name = values.get(f"{key}.model_name", "resnet18")
     if name not in ("resnet18", "resnet34", "resnet50"):
         raise InputError(f"{key}.model_name is {name!r}; it must be resnet18, resnet34 or resnet50")
-    pretrained = _converted(f"{key}.pretrained", values.get(f"{key}.pretrained", True), _switch)
+    pretrained = converted(f"{key}.pretrained", values.get(f"{key}.pretrained", True), switch)
     if any(known.startswith(f"{key}.") for known in values):
-        _put(sections, "wildlife.model.audio_encoder.model_name", name)
-        _put(sections, "wildlife.model.audio_encoder.pretrained", f"timm/{name}.tv_in1k" if pretrained else "none")
+        put(sections, "wildlife.model.audio_encoder.model_name", name)
+        put(sections, "wildlife.model.audio_encoder.pretrained", f"timm/{name}.tv_in1k" if pretrained else "none")
 
 
 def _read_paths(values: Mapping[str, Any], sections: dict[str, Any], notes: list[str]) -> None:
@@ -127,16 +106,8 @@ def _read_paths(values: Mapping[str, Any], sections: dict[str, Any], notes: list
             "DATA/processed/mel_spectrograms of one folder DATA; link them so and set download's source to it"
         )
         return
-    _put(sections, "download.source", str(raw.parent))
-    _put(sections, "download.format", "wildlife")
-
-
-def _converted(key: str, value: Any, convert: Convert) -> Any:
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        kind = {_integer: "a whole number", _number: "a number", _switch: "true or false"}[convert]
-        raise InputError(f"{key} is {value!r}; it must be {kind}") from None
+    put(sections, "download.source", str(raw.parent))
+    put(sections, "download.format", "wildlife")
 
 
 def _flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -148,10 +119,3 @@ def _flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[f"{where}{key}"] = value
     return flat
-
-
-def _put(sections: dict[str, Any], place: str, value: Any) -> None:
-    *folders, last = place.split(".")
-    for key in folders:
-        sections = sections.setdefault(key, {})
-    sections[last] = value

@@ -56,6 +56,13 @@ class _Disk(io.FileIO):
 @contextmanager
 def audio_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[Callable[[str, np.ndarray], int]]:
     """Appends (clip id, (N,) int16) and gives back the row; the file takes its name when the block ends well."""
+    with coded_writer(path, sample_rate, codec) as add:
+        yield lambda name, wave: add(name, audio.encode(wave, sample_rate, codec))
+
+
+@contextmanager
+def coded_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[Callable[[str, np.ndarray], int]]:
+    """As audio_writer, of sounds that are in the codec's form already."""
     kind = np.int16 if codec == "pcm16" else np.uint8
     with storage.atomic_file(path) as temporary, _Disk(temporary, "w+") as disk:
         with h5py.File(disk, "w") as file:
@@ -64,11 +71,11 @@ def audio_writer(path: Path, sample_rate: int, codec: audio.Codec) -> Iterator[C
             sounds = file.create_dataset(codec, (0,), h5py.vlen_dtype(kind), chunks=(16,), **grow)
             sounds.attrs["codec"], sounds.attrs["sample_rate"] = codec, sample_rate
 
-            def add(name: str, wave: np.ndarray) -> int:
+            def add(name: str, stored: np.ndarray) -> int:
                 row = len(names)
                 names.resize(row + 1, 0)
                 sounds.resize(row + 1, 0)
-                names[row], sounds[row] = name, audio.encode(wave, sample_rate, codec)
+                names[row], sounds[row] = name, stored
                 disk.check()
                 return row
 
@@ -112,16 +119,20 @@ class AudioShard:
         """Clip ids of the rows."""
         return [name.decode() for name in cast(h5py.Dataset, self.open()["audio_name"])[:]]
 
-    def read(self, number: int) -> tuple[np.ndarray, int]:
-        """((N,) float32 in [-1, 1], Hz) of a row."""
+    def stored(self, number: int) -> tuple[np.ndarray, int | None]:
+        """What the file keeps of a row, and the Hz that it tells of all: int16 samples, or uint8 bytes of an mp3 or flac."""
         file = self.open()
         codec = next((name for name in CODECS if name in file), None)
         if codec is None:
             raise InputError(f"{self.path} has none of the data sets {', '.join(CODECS)}")
         sounds = cast(h5py.Dataset, file[codec])
         rate = sounds.attrs.get("sample_rate")
+        return np.asarray(sounds[number]), None if rate is None else int(cast(int, rate))
+
+    def read(self, number: int) -> tuple[np.ndarray, int]:
+        """((N,) float32 in [-1, 1], Hz) of a row."""
         try:
-            return audio.decode(np.asarray(sounds[number]), None if rate is None else int(cast(int, rate)))
+            return audio.decode(*self.stored(number))
         except (ValueError, OSError) as error:
             raise InputError(f"{self.path} row {number} cannot be decoded: {' '.join(str(error).split())}") from None
 

@@ -46,12 +46,17 @@ def write_frames(path: Path, rows: Iterable[tuple[str, int, int, Sequence[bytes]
 
 
 class FrameShard:
-    """One TSV, its rows found through the .lineidx.8b, or through the .lineidx where a foreign store lacks that."""
+    """One TSV, its rows found through the .lineidx.8b, or through the .lineidx where a foreign store lacks that.
 
-    def __init__(self, path: Path) -> None:
+    Or through `offsets`, where its rows begin, of a foreign store that has neither.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray | None = None) -> None:
         self.path = path
         binary, text = path.with_suffix(".lineidx.8b"), path.with_suffix(".lineidx")
-        if binary.is_file():
+        if offsets is not None:
+            self.offsets = offsets
+        elif binary.is_file():
             self.offsets = np.memmap(binary, "<u8", "r") if binary.stat().st_size else np.empty(0, "<u8")
         elif text.is_file():
             self.offsets = np.loadtxt(text, dtype="<u8", ndmin=1)
@@ -67,20 +72,33 @@ class FrameShard:
 
     def row(self, number: int) -> tuple[memoryview, list[int]]:
         """A row's bytes and the position after each of its tabs; nothing is copied or decoded."""
-        if self._map is None:
-            with self.path.open("rb") as handle:  # the map outlives the handle, and a fork
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        start = int(self.offsets[number])
-        end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
-        data, tabs, at = self._map, [], start
+        data, start, end = self._span(number)
+        tabs, at = [], start
         while (at := data.find(b"\t", at, end) + 1) > 0:
             tabs.append(at - start)
         return memoryview(data)[start:end], tabs
 
+    def _span(self, number: int) -> tuple[mmap.mmap, int, int]:
+        """The whole file, and from where to where in it the row goes."""
+        if self._map is None:
+            with self.path.open("rb") as handle:  # the map outlives the handle, and a fork
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        end = int(self.offsets[number + 1]) if number + 1 < len(self.offsets) else len(self._map)
+        return self._map, int(self.offsets[number]), end
+
     def key(self, number: int) -> str:
-        """The row's key."""
+        """The row's key; of the rest of the row, which may be long, nothing is read. ValueError for a row without any."""
+        data, start, end = self._span(number)
+        tab = data.find(b"\t", start, end)
+        if tab < 0:
+            raise ValueError(f"{self.path} row {number} has one column")
+        return data[start:tab].decode()
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height that the row states."""
         view, tabs = self.row(number)
-        return bytes(view[: tabs[0] - 1]).decode()
+        told = json.loads(bytes(view[tabs[0] : tabs[1] - 1 if len(tabs) > 1 else len(view)]))
+        return told["width"], told["height"]
 
     def num_frames(self, number: int) -> int:
         """How many JPEGs the row holds."""

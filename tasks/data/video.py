@@ -21,7 +21,8 @@ import simplejpeg
 from av.stream import Disposition
 
 from tasks.data.audio import FULL_SCALE, Resampler
-from tasks.data.clip_files import STILL_LEVELS, ClipError, Probe
+from tasks.data.clip_files import STILL_LEVELS, ClipError, Probe, sound_beside
+from tasks.data.sound_files import read_sound
 
 SILENT_RMS = 1e-3  # of full scale: -60 dB
 SHORTEST = 0.1  # seconds
@@ -104,7 +105,7 @@ def _picture(container: Any) -> Any:
 def _sweep(source: Path | io.BytesIO, sample_rate: int) -> tuple[Track, np.ndarray | None]:
     """Read all packets: the pictures' times noted, the sound decoded to (N,) int16 or None. ClipError on damage.
 
-    A sample rate of 0 leaves the sound alone.
+    A sample rate of 0 leaves the sound alone. A file without any is heard by its sound_beside.
     """
     packets: list[tuple[int, bool, bool]] = []
     end = 0.0
@@ -126,6 +127,8 @@ def _sweep(source: Path | io.BytesIO, sample_rate: int) -> tuple[Track, np.ndarr
             raise ClipError("damaged", f"{_words(error)} after {end:.2f} s") from None
         wave = resampler.wave()
         rate = sounds[0].rate if len(wave) else 0
+        if sample_rate and not rate and isinstance(source, Path) and (beside := sound_beside(source)):
+            wave, rate = read_sound(beside, sample_rate, beside.name)
         track = Track(
             float(picture.time_base), float(picture.average_rate or 0), picture.width, picture.height, rate,
             [time for time, _, _ in packets], [key for _, key, _ in packets],
@@ -285,7 +288,6 @@ def probe(path: Path) -> Probe:
     if len(shown) < 2 or duration < SHORTEST:
         raise ClipError("too short", f"{len(shown)} frames in {duration:.3f} s")
     images = _decode(path, track, {shown[index] for index in choose(len(shown), 5)}, lambda frame: scale(frame, 32))
-    loudness = 0.0 if wave is None else float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) / FULL_SCALE
     return Probe(
         duration=duration,
         fps=fps,
@@ -294,9 +296,14 @@ def probe(path: Path) -> Probe:
         height=track.height,
         has_audio=wave is not None,
         sample_rate=track.sample_rate,
-        silent=wave is not None and loudness < SILENT_RMS,
+        silent=wave is not None and is_silent(wave),
         still=_unchanging(list(images.values())),
     )
+
+
+def is_silent(wave: np.ndarray) -> bool:
+    """Whether the root mean square of (N,) int16 is below -60 dB of full scale."""
+    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) / FULL_SCALE < SILENT_RMS
 
 
 def _unchanging(images: list[np.ndarray]) -> bool:

@@ -40,7 +40,8 @@ class Format(Protocol):
 
     It may export `check(table, folder) -> Review` too, for the clean stage: the annotations in `folder` against `table`,
     whose rows have what was found in the files as well. And `classes(folder) -> list[str]`, where the annotations name all
-    classes: the position is the class's id, and two may have one name; with it `write_classes(names, folder)`.
+    classes: the position is the class's id, and two may have one name; with it `write_classes(names, folder)`. And `RELEASED`,
+    the MD5 of archives that its authors have released, by their name.
     """
 
     def read(self, folder: Path) -> pd.DataFrame:
@@ -72,6 +73,11 @@ def write_class_names(form: Format, names: Sequence[str], folder: Path) -> None:
     write: Callable[[Sequence[str], Path], None] | None = getattr(form, "write_classes", None)
     if write and names:
         write(names, folder)
+
+
+def released(form: Format) -> dict[str, str]:
+    """MD5 of released archives by their name; none where the format knows of none."""
+    return getattr(form, "RELEASED", {})
 
 
 def load_format(name: str) -> Format:

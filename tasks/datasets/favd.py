@@ -4,6 +4,7 @@ metadata/ lies at the top or in datasets/; its files may lie at the top too. A c
 YouTube id, start and end in milliseconds: videos/{split}/-05wY41ht1s_123000_133000.mp4. Of clips whose video is not there the
 prepared row is taken, frame_tsv/{split}_32frames.img.tsv/ID.row (tasks/data/archive_rows.py). Where there is no such metadata,
 captions.csv does: a header with caption, split, and path (of the video) or id (videos/{split}/ID.mp4).
+FAVDBench's released archives may be the source too, one of them or a folder with several; `download` unpacks them.
 
 An annotation is {"caption": …}, with "captions" where there are several, the first one included, and with "start", "end" (s)
 and "asr" where the rows have them. vocab.txt, BERT's list of wordpieces, gives the classes: a line's number from 0 is its id.
@@ -22,15 +23,23 @@ import pandas as pd
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.clip_files import ROW
+from tasks.data.clip_files import ROW, VIDEOS
+from tasks.data.clip_files import row_id as clip_id
 from tasks.datasets import Finding, Review, favd_files
-from tasks.datasets.favd_files import SPLITS, Entry, clip_id
+from tasks.datasets.favd_files import SPLITS, Entry
 
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 PLACES = ("metadata", "datasets/metadata", ".")
 CSV = "captions.csv"
 VOCABULARY = "vocab.txt"
 VOCABULARIES = (VOCABULARY, f"metadata/{VOCABULARY}", f"captioning/bert-base-uncased/{VOCABULARY}")
+RELEASED = {  # by the README of FAVDBench
+    "meta.zip": "5b50445f2e3136a83c95b396fc69c84a",
+    "metadata.zip": "f03e61e48212132bfd9589c2d8041cb1",
+    "audio_mp3.tar": "e2a3eb49edbb21273a4bad0abc32cda7",
+    "audio_hdf.tar": "79f09f444ce891b858cb728d2fdcdc1b",
+    "frame_tsv.tar": "6c237a72d3a2bbb9d6b6d78ac1b55ba2",
+}
 EXTRAS = ("start", "end", "asr")  # of a caption
 LONGEST = 115  # tokens of a caption that the original writes, [CLS] and [SEP] included
 
@@ -64,7 +73,7 @@ def captions(annotation: str) -> list[str]:
 
 def read(folder: Path) -> pd.DataFrame:
     """One row a clip: id, path (relative to `folder`), split, start (s), group (source video), annotation (JSON)."""
-    rows = list(_read_metadata(folder, place) if (place := find_metadata(folder)) else _read_csv(folder))
+    rows = list(_read_metadata(folder, place) if (place := find_metadata(folder)) else read_csv(folder / CSV, folder))
     seen: set[object] = set()
     for where, clip in rows:
         if clip["id"] in seen:
@@ -93,7 +102,7 @@ def _read_metadata(folder: Path, place: Path) -> Iterator[tuple[str, dict[str, o
             splits[split] = favd_files.read_captions(path)
             favd_files.check_alignment(place, split, splits[split])
     for split, entries in splits.items():
-        archive = next(iter(sorted((root / "frame_tsv").glob(f"{split}_*frames.img.tsv"))), None)
+        archive = _archive(root, split)
         for entry in entries:
             path = _path_of(folder, root, split, entry.key, archive)
             first, *others = entry.captions
@@ -102,17 +111,28 @@ def _read_metadata(folder: Path, place: Path) -> Iterator[tuple[str, dict[str, o
             yield entry.where, row(name, path, split, first["caption"], [c["caption"] for c in others], **extras)
 
 
+def _archive(root: Path, split: str) -> Path | None:
+    """The prepared pictures of a split, the most of a clip where there are several."""
+    counts = {
+        int(match[1]): path
+        for path in (root / "frame_tsv").glob(f"{split}_*frames.img.tsv")
+        if (match := re.fullmatch(rf"{split}_(\d+)frames\.img\.tsv", path.name))
+    }
+    return counts[max(counts)] if counts else None
+
+
 def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | None) -> str:
     """The clip's video, relative to `folder`: the first that is there; else its prepared row; else where it should be."""
     name = clip_id(key)
     key = key.replace("\\", "/")
     suffix = PurePosixPath(key).suffix
-    standard = root / "videos" / split / f"{name}{suffix if suffix.lower() in favd_files.VIDEOS else '.mp4'}"
+    file = f"{name}{suffix if suffix.lower() in VIDEOS else '.mp4'}"
+    standard = root / "videos" / split / file
     is_path = not re.match(r"/|[A-Za-z]:", key) and ".." not in PurePosixPath(key).parts and "/" in key
     if is_path and key.endswith(ROW):
         return key
     own = [folder / key, root / key, root / "videos" / key] if is_path else []
-    here = next(filter(Path.is_file, [*own, standard]), None)
+    here = next(filter(Path.is_file, [*own, standard, root / split / file, root / file]), None)
     if here is None and archive is not None:
         here = archive / f"{name}{ROW}"
     if here is None:
@@ -120,9 +140,8 @@ def _path_of(folder: Path, root: Path, split: str, key: str, archive: Path | Non
     return here.relative_to(folder).as_posix()
 
 
-def _read_csv(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """File and row, and the clip, of captions.csv; several rows of a clip are several captions of it."""
-    path = folder / CSV
+def read_csv(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """File and row, and the clip in `folder`, of captions in CSV; several rows of a clip are several captions of it."""
     clips: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for where, line in csv_rows(path):
         split, key = line["split"], line.get("path") or line.get("id") or ""
@@ -142,7 +161,7 @@ def _read_csv(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
 def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """("file row n", values by column, stripped) of captions in CSV. InputError for what is no such file."""
     if not path.is_file():
-        raise InputError(f"{path} not found, nor metadata/train.caption.tsv beside it; put FAVDBench's metadata there")
+        raise InputError(f"{path} not found, nor metadata/train.caption.tsv beside it; bring the captions")
     try:
         reader = csv.DictReader(path.read_bytes().decode("utf-8-sig").splitlines(keepends=True), strict=True)
         header = set(reader.fieldnames or ())

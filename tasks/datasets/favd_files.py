@@ -11,17 +11,16 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.clip_files import ROW
+from tasks.data.clip_files import row_id as clip_id
 
 SPLITS = ("train", "val", "test")
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv")
 TIMES = re.compile(r"(?P<source>.+)_(?P<start>\d+)_(?P<end>\d+)", re.ASCII)  # of an id: milliseconds
 
 
@@ -32,12 +31,6 @@ class Entry:
     where: str  # file and row
     key: str
     captions: list[dict[str, Any]]  # each with "caption", and "start", "end" and "asr" where they are told
-
-
-def clip_id(key: str) -> str:
-    """The last part of a key without a video's ending, be the key a path of any system or a bare id."""
-    name = PurePosixPath(key.replace("\\", "/")).name
-    return name[: -len(ending)] if (ending := PurePosixPath(name).suffix).lower() in (*VIDEOS, ROW) else name
 
 
 def times(name: str) -> tuple[str, float, float] | None:
@@ -158,14 +151,14 @@ def _check_coco(path: Path, entries: Sequence[Entry]) -> None:
 def write_split(folder: Path, split: str, clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
     """Write a split's TSVs with their indices, its COCO file and its {split}.yaml from keys and captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [[key, json.dumps(values, ensure_ascii=False)] for key, values in clips]
+    captions = [[key, json.dumps(values)] for key, values in clips]
     write_tsv(folder / f"{split}.caption.tsv", captions)
     write_tsv(folder / f"{split}.label.tsv", captions)
     write_tsv(folder / f"{split}.img.tsv", [[key, key] for key, _ in clips])
     numbered = [[str(row), str(number)] for row, (_, values) in enumerate(clips) for number in range(len(values))]
     write_tsv(folder / f"{split}.caption.linelist.tsv", numbered)
-    _write_text(folder / f"{split}.caption_coco_format.json", json.dumps(coco(clips), ensure_ascii=False))
-    write_yaml(folder / f"{split}.yaml", split, {"img": f"{split}.img.tsv"})
+    _write_text(folder / f"{split}.caption_coco_format.json", json.dumps(coco(clips), indent=4))
+    write_yaml(folder / f"{split}.yaml", split, f"{split}.img.tsv")
 
 
 def coco(clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
@@ -180,15 +173,16 @@ def coco(clips: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
     }
 
 
-def write_yaml(path: Path, split: str, media: dict[str, str]) -> None:
-    """Write the file that names a split's files: captions by name, `media` by their path."""
+def write_yaml(path: Path, split: str, img: str, audio: str | None = None) -> None:
+    """Write the file that names a split's files: those of metadata/ by their name, archives by their path."""
     names = {
         "caption": f"{split}.caption.tsv",
         "caption_coco_format": f"{split}.caption_coco_format.json",
         "caption_linelist": f"{split}.caption.linelist.tsv",
+        "img": img,
         "label": f"{split}.label.tsv",
-    }
-    _write_text(path, "".join(f"{name}: {json.dumps(value)}\n" for name, value in (names | media).items()))
+    } | ({"audio": audio} if audio else {})
+    _write_text(path, "".join(f"{name}: {value}\n" for name, value in names.items()))
 
 
 def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:

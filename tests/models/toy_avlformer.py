@@ -77,6 +77,7 @@ def joint(
     mask[:, 0, :, length:] = torch.where(present[:, None], 0, -torch.inf)
     if links is not None:
         mask[:, 0, length:, length:] += links
+    mask = mask.where(mask.isfinite().any(-1, keepdim=True), 0)  # rows that nobody reads
     x = torch.cat([peer.embeddings(input_ids=ids, position_ids=places), features], 1)
     states = [x]
     for layer in peer.encoder.layer:

@@ -19,7 +19,7 @@ from torch import nn
 
 import models
 from models.family import InputError, Results, Sample
-from tasks import bundle, evaluate, storage
+from tasks import bundle, evaluate, params, storage
 from tasks.bundle import Bundle
 from tasks.data.audio_store import AudioStore
 from tasks.data.frame_store import FrameStore
@@ -34,7 +34,7 @@ TWINS = dict.fromkeys([f"test_{i:02d}" for i in (5, 6, 8, 9, 10, 11)], "test_04"
 
 def score() -> tuple[dict[str, float], Results]:
     """metrics.json, and the results it was written from: the stage without its pictures, which take seconds."""
-    scored = Scored("t3av", Evaluate(**EVALUATE), torch.device("cpu"))
+    scored = Scored("t3av", params.typed(Evaluate, EVALUATE, "evaluate"), torch.device("cpu"))
     results = scored.family.evaluate(scored)
     with storage.atomic_folder(OUT) as folder:
         write_tables(results, folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.family import InputError
+from tasks.data import clip_files
 from tasks.datasets import class_names, favd, favd_files, load_format, write_class_names
+from tasks.download import Download, download
 
 FIRST, SECOND = "-05wY41ht1s_123000_133000", "abc_DEF_12_x_0_5000"
 TEXT = 'a man plays "la paloma" on a guitar. the guitar sounds.'
@@ -104,7 +108,7 @@ def test_a_column_in_the_quotes_of_csv(tmp_path: Path) -> None:
 
 def test_a_subset_names_the_same_files_where_no_media_are(tmp_path: Path) -> None:
     paths = ["train/a.mp4", "b.webm", "clips/c.mp4", "datasets/frame_tsv/train_32frames.img.tsv/d.row"]
-    clips = table(*(favd.row(favd_files.clip_id(path), path, "train", TEXT) for path in paths))
+    clips = table(*(favd.row(clip_files.row_id(path), path, "train", TEXT) for path in paths))
     favd.write(clips, tmp_path)
     assert favd.read(tmp_path)["path"].tolist() == paths
 
@@ -112,7 +116,8 @@ def test_a_subset_names_the_same_files_where_no_media_are(tmp_path: Path) -> Non
 def test_prepared_rows_stand_in_for_videos_that_are_not_there(tmp_path: Path) -> None:
     favd.write(small(), tmp_path)
     (tmp_path / "frame_tsv").mkdir()
-    (tmp_path / "frame_tsv/train_32frames.img.tsv").touch()
+    for name in ("train_8frames.img.tsv", "train_32frames.img.tsv", "train_xframes.img.tsv"):
+        (tmp_path / "frame_tsv" / name).touch()
     (tmp_path / "videos/train").mkdir(parents=True)
     (tmp_path / f"videos/train/{SECOND}.mp4").touch()
     assert favd.read(tmp_path)["path"].tolist() == [
@@ -215,3 +220,38 @@ def test_captions_that_a_model_cannot_learn_from_are_told(tmp_path: Path) -> Non
     assert "empty" in told[0][2] and "then he" in told[1][2]
     assert told[2][2].startswith("1 of 4 captions (25%)") and "video v are in test and in train" in told[3][2]
     assert review.tables["What there is"]["most tokens"].tolist() == [116, 8]
+
+
+@pytest.fixture
+def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with released archives: the metadata, and a tar of sounds."""
+    monkeypatch.chdir(tmp_path)
+    favd.write(small(), tmp_path / "made")
+    (tmp_path / "made/audio_mp3/train").mkdir(parents=True)
+    (tmp_path / f"made/audio_mp3/train/{FIRST}.mp3").write_bytes(b"sound")
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for name, form in (("metadata", "zip"), ("audio_mp3", "tar")):
+        made = shutil.make_archive(str(folder / name), form, tmp_path / "made", name)
+        monkeypatch.setitem(favd.RELEASED, Path(made).name, hashlib.md5(Path(made).read_bytes()).hexdigest())
+    return folder
+
+
+def test_released_archives_are_unpacked_side_by_side(release: Path) -> None:
+    settings = Download(str(release), "favd", None, None, None)
+    assert "3 clips listed" in download("described", settings)
+    raw = Path("data/described/raw")
+    assert sorted(path.name for path in raw.iterdir()) == ["audio_mp3", "metadata"]
+    assert (raw / f"audio_mp3/train/{FIRST}.mp3").read_bytes() == b"sound" and (release / "metadata.zip").is_file()
+    one = Download(str(release / "metadata.zip"), "favd", None, None, None)
+    assert "3 clips listed" in download("described", one)
+
+
+@pytest.mark.parametrize("of", [".", "metadata.zip"])
+def test_a_released_archive_with_other_bytes_is_refused(release: Path, of: str) -> None:
+    with (release / "metadata.zip").open("ab") as handle:
+        handle.write(b"\0")
+    source = release if of == "." else release / of
+    with pytest.raises(InputError, match=r"metadata\.zip: md5 is .*, the released one has .*; fetch it again"):
+        download("described", Download(str(source), "favd", None, None, None))
+    assert not Path("data/described/raw").exists() and (release / "metadata.zip").is_file()

@@ -14,7 +14,7 @@ import torch
 import models
 from models.family import Facts, InputError
 from tasks import bundle, command, predict, storage
-from tasks.data import audio_store, frame_store, loader, video
+from tasks.data import audio, audio_store, frame_store, loader, video
 from tasks.predict import Predictor, media_files, readable, table
 
 Write = Callable[..., Path]
@@ -39,6 +39,21 @@ def clips(tmp_path_factory: pytest.TempPathFactory, write_clip: Write) -> Path:
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:700])
     (folder / "notes.txt").write_text("no clip")
     return folder
+
+
+def test_a_given_sound_is_heard_in_place_of_the_videos_own(
+    trained: Path, clips: Path, tmp_path: Path, write_clip: Write
+) -> None:
+    """The tone of b.mp4 as an mp3 called a: the answer for a.mp4 is no longer its own, and a clip without one is named."""
+    predictor = Predictor(bundle.load(trained))
+    own = predictor.answers([clips / "a.mp4"])[0]
+    tone = video.read_clip(clips / "b.mp4", predictor.preparation).wave
+    assert tone is not None
+    (tmp_path / "a.mp3").write_bytes(audio.encode(tone, 16000, "mp3"))
+    predictor.sounds = tmp_path
+    given, missing = predictor.answers([clips / "a.mp4", clips / "b.mp4"])
+    assert given["label"] and given != own
+    assert missing["error"] == f"no sound {tmp_path / 'b.mp3'}"
 
 
 def write_bundle_of_classes(folder: Path, num_classes: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from models.family import Attention, Example, Results, Table
-from tasks import report, storage
+from tasks import params, report, storage
 from tasks.data.frame_store import FrameStore
 from tasks.evaluate import Evaluate, Scored, write_tables
 from tests.tasks.toy_evaluation import EVALUATE, FRAMES, LABELS, TEST, clip_ids, write_project
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scored, 
     write_project(root, silent=[*clip_ids("train"), "test_03"], blind=["test_07"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        scored = Scored("t3av", Evaluate(**EVALUATE), torch.device("cpu"))
+        scored = Scored("t3av", params.typed(Evaluate, EVALUATE, "evaluate"), torch.device("cpu"))
         results = scored.family.evaluate(scored)
         (root / "out").mkdir()
         write_tables(results, root / "out")

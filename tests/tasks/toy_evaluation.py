@@ -24,7 +24,10 @@ PHASES = ("pretrain", "contrastive", "finetune")
 RATE, FRAMES = 16000, 3
 TRAIN, TEST = 16, 12
 STORES = {"num_frames": FRAMES, "short_side": 0, "quality": 95, "sample_rate": RATE, "codec": "pcm16"}
-EVALUATE = {"batch_size": 5, "num_workers": 0, "num_bootstrap": 300, "seed": 3, "device": "cpu"}
+NO_JUDGES = {"clip": "none", "trilip": "none", "t5": "none", "spice": "none"}
+EVALUATE = {
+    "batch_size": 5, "num_workers": 0, "num_bootstrap": 300, "seed": 3, "device": "cpu", "judges": NO_JUDGES,
+}  # fmt: skip
 
 
 def clip_ids(split: str) -> list[str]:
