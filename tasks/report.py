@@ -126,7 +126,8 @@ def _cells(column: pd.Series) -> list[str]:
     """A column as text, its numbers with equally many decimals."""
     if not pd.api.types.is_float_dtype(column):
         return column.astype(str).tolist()
-    digits = 3 if column.abs().max() <= 1 else 1
+    greatest = column.abs().max()
+    digits = 3 if greatest <= 1 else 2 if greatest <= 10 else 1
     return [f"{value:.{digits}f}" if np.isfinite(value) else "–" for value in column]
 
 
@@ -295,17 +296,23 @@ def sound_picture(sounds: AudioStore | PreparedSounds, example: Example, seconds
 
 
 def attended(attention: Attention, seconds: float) -> bytes:
-    """A row a word: its attention over the clip's frames and over the `seconds` of its sound, in one scale, PNG."""
-    maps = {"frames, first to last": attention.video, "seconds of sound": attention.audio}
+    """A row a word: its attention over the clip's frames and over the `seconds` of its sound, PNG.
+
+    In one scale: as dark as a half of a row is on the whole, so much of the word's attention went there.
+    """
+    shares = {"frames, first to last": attention.video, "seconds of sound": attention.audio}
+    maps = {label: values * values.shape[1] for label, values in shares.items()}
     greatest = max(float(values.max(initial=0)) for values in maps.values())
     with mpl.rc_context({**STYLE, "font.size": 8}):
         figure = Figure(figsize=(5.2, 0.6 + 0.15 * len(attention.words)), layout="constrained")
         for axes, (label, values) in zip(figure.subplots(1, 2, sharey=True), maps.items(), strict=True):
-            width = seconds if values is attention.audio else values.shape[1]
+            width = seconds if label == "seconds of sound" else values.shape[1]
             extent = (0, width, len(attention.words), 0)
             axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest or 1, aspect="auto", extent=extent)
             axes.set_xlabel(label)
             axes.set_yticks(np.arange(len(attention.words)) + 0.5, attention.words)
+            if label != "seconds of sound":
+                axes.set_xticks([])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
         return png(figure)

@@ -16,6 +16,8 @@ from torch.nn import functional
 from models.avlformer.config import POSITIONS, TextConfig
 
 EPS = 1e-12  # of every LayerNorm
+SPREAD = 0.02  # BERT's deviation of random weights, at its width
+WIDTH = 768
 
 
 class Context(NamedTuple):
@@ -88,10 +90,13 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.head = Head(dim)
         self.decoder = nn.Linear(dim, vocab_size)
+        # A narrower model sums fewer products: with 0.02 its layers would hand on next to nothing of the features.
+        spread = SPREAD * (WIDTH / dim) ** 0.5
         for part in self.modules():
-            if isinstance(part, nn.Linear | nn.Embedding):
-                nn.init.normal_(part.weight, std=0.02)
+            if isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=SPREAD)
             if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=spread)
                 nn.init.zeros_(part.bias)
         if config.tie_weights:
             self.decoder.weight = self.words.weight

@@ -182,7 +182,8 @@ def length_table(found: Answers) -> Table:
     for low, end in pairwise(edges if len(edges) > 1 else [edges[0] - 1, edges[0]]):
         here = (truth >= low) & (truth < end)
         if here.any():
-            rows.append((f"{low} to {end - 1}", int(here.sum()), own[here].mean(), scores[here].mean()))
+            span = f"{low} to {end - 1}" if end - 1 > low else f"{low}"
+            rows.append((span, int(here.sum()), own[here].mean(), scores[here].mean()))
     frame = pd.DataFrame(rows, columns=["words of the reference", "clips", "words written", "CIDEr-D"])
     return Table("Short and long descriptions", frame, "By the number of words of the first reference.")
 

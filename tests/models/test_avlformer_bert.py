@@ -115,12 +115,14 @@ def test_tied_answers_share_the_matrix_of_the_wordpieces() -> None:
     assert build().decoder.weight is not build().words.weight
 
 
-def test_weights_start_as_berts_do() -> None:
-    bert = Bert(dataclasses.replace(CONFIG, hidden_size=128, num_heads=4, intermediate_size=512), 500)
-    for part in bert.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
+@pytest.mark.parametrize(("width", "spread"), [(768, 0.02), (192, 0.04)])
+def test_weights_start_as_berts_do_and_wider_apart_in_a_narrower_one(width: int, spread: float) -> None:
+    config = dataclasses.replace(CONFIG, hidden_size=width, num_layers=1, num_heads=4, intermediate_size=2 * width)
+    for part in Bert(config, 500).modules():
+        if isinstance(part, nn.Embedding):
             assert part.weight.std().item() == pytest.approx(0.02, rel=0.1)
         if isinstance(part, nn.Linear):
+            assert part.weight.std().item() == pytest.approx(spread, rel=0.1)
             assert not part.bias.any()
         if isinstance(part, nn.LayerNorm):
             assert part.eps == 1e-12 and part.weight.eq(1).all() and not part.bias.any()
