@@ -10,25 +10,26 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
 from torch import Tensor
 from torch.nn import functional
 
 from models.caption_scores import words
 from models.parts_of_speech import tags
 
-STEMMER = PorterStemmer()
 SENTENCE = re.compile(r"[.!?]+\s+")
 LEGACY_FLOOR = 1e-4  # which the published code adds to R
 
 
 def entities(text: str) -> list[str]:
     """The stems of a caption's nouns, each once, in the order in which they come."""
+    from nltk.stem.porter import PorterStemmer  # takes seconds, and only scores are in need of it
+
+    stemmer = PorterStemmer()
     found: dict[str, None] = {}
     for sentence in SENTENCE.split(text):
         tokens = words(sentence)
         nouns = (word for word, tag in zip(tokens, tags(tokens), strict=True) if tag.startswith("NN"))
-        found |= dict.fromkeys(STEMMER.stem(noun) for noun in nouns)
+        found |= dict.fromkeys(stemmer.stem(noun) for noun in nouns)
     return list(found)
 
 

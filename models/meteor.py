@@ -12,17 +12,19 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from nltk.stem.snowball import EnglishStemmer
 
 from models.caption_scores import words
+
+if TYPE_CHECKING:
+    from nltk.stem.snowball import EnglishStemmer
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 EXACT, STEM = 1.0, 0.6  # what a match of either kind is worth
 WHOLE, HALF = 10, 4  # tenths of a match that a word loses: left out, or matched by its stem
 BEAM = 40  # partial alignments that are kept after each word, as many as in the original
-STEMMER = EnglishStemmer()
 COMMON = """
 a about after again all also an and another any are as at be because been before being but by can could did do does down
 each for from had has have he her here him his how i if in into is it its just may me more most my no not of off on one only
@@ -137,4 +139,11 @@ def align(candidate: Sequence[str], truth: Sequence[str]) -> tuple[tuple[int, in
 @functools.cache
 def stem(word: str) -> str:
     """The word's stem by Snowball's English stemmer ("Porter 2"), as METEOR 1.5 takes it; equal words have equal stems."""
-    return STEMMER.stem(word)
+    return _stemmer().stem(word)
+
+
+@functools.cache
+def _stemmer() -> EnglishStemmer:
+    from nltk.stem.snowball import EnglishStemmer  # takes seconds, and only scores are in need of it
+
+    return EnglishStemmer()

@@ -207,7 +207,7 @@ def examples(run: Evaluation, found: Answers) -> list[Example]:
     chosen = []
     for place, row in enumerate(rows):
         tokens = seen["tokens"][place].astype(int)
-        tokens = tokens[tokens > 0]
+        tokens = tokens[tokens > 0][:-1]  # without [SEP]
         video, audio = (seen[f"{kind}_attention"][place][: len(tokens)] for kind in ("video", "audio"))
         attention = Attention([names[token] for token in tokens], video, audio)
         answer = [(found.captions[row], float(found.confidence[row]))]
