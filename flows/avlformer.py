@@ -45,10 +45,10 @@ def avlformer(
         force: Train again even where the result exists
     """
     values = {
-        "avlformer.finetune.model.model_name": weights,
-        "avlformer.finetune.model.video.model_name": video_weights,
-        "avlformer.finetune.model.audio.model_name": audio_weights,
-        "avlformer.finetune.model.text.model_name": text_weights,
+        "avlformer.model.model_name": weights,
+        "avlformer.model.video.model_name": video_weights,
+        "avlformer.model.audio.model_name": audio_weights,
+        "avlformer.model.text.model_name": text_weights,
         "avlformer.finetune.decoding.beams": beams,
     }
     return train("avlformer", dataset, preset, {"finetune": finetune}, values, devices, until, force)

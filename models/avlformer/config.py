@@ -10,7 +10,7 @@ from models.family import InputError
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Section `avlformer.finetune.model.video`: Video Swin (Liu et al. 2022)."""
+    """Section `avlformer.model.video`: Video Swin (Liu et al. 2022)."""
 
     model_name: str  # weights: mmaction's .pth, torchvision's, or none
     freeze: bool  # freeze_backbone
@@ -26,7 +26,7 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """Section `avlformer.finetune.model.audio`: PaSST (Koutini et al. 2022)."""
+    """Section `avlformer.model.audio`: PaSST (Koutini et al. 2022)."""
 
     model_name: str  # weights: PaSST's .pt, or none
     freeze: bool  # freeze_passt
@@ -43,7 +43,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Section `avlformer.finetune.model.text`: BERT (Devlin et al. 2019), which reads all three and writes."""
+    """Section `avlformer.model.text`: BERT (Devlin et al. 2019), which reads all three and writes."""
 
     model_name: str  # weights: a folder, file or name of BERT, or none (FAVDBench starts from none)
     hidden_size: int
@@ -57,7 +57,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Section `avlformer.finetune.model`."""
+    """Section `avlformer.model`."""
 
     model_name: str  # weights of all parts: FAVDBench's model.bin, or none
     video: VideoConfig
@@ -155,7 +155,8 @@ def check(config: FinetuneConfig) -> None:
     ]  # fmt: skip
     for key, value, fits, wanted in rules:
         if not fits:
-            raise InputError(f"params.yaml: avlformer.finetune.{key} is {value}; it must be {wanted}")
+            section = "avlformer" if key.startswith("model.") else "avlformer.finetune"
+            raise InputError(f"params.yaml: {section}.{key} is {value}; it must be {wanted}")
 
 
 POSITIONS = 512  # wordpieces that BERT has positions for

@@ -134,7 +134,7 @@ def read_config(config: Mapping[str, Any]) -> Imported:
     for key, value in given.items():
         if key in PLAIN:
             place, convert = PLAIN[key]
-            put(sections, f"{PHASE}.{place}", converted(key, value, convert))
+            put(sections, _place(place), converted(key, value, convert))
         elif key in JOINT:
             options[key] = converted(key, value, JOINT[key])
         elif key in FIXED:
@@ -154,26 +154,26 @@ def _read_sizes(options: Mapping[str, Any], sections: dict[str, Any]) -> None:
     """Video Swin's and BERT's, the length of captions, and the links."""
     if "max_num_frames" in options:
         put(sections, "stores.num_frames", options["max_num_frames"])
-        put(sections, f"{PHASE}.model.video.num_frames", options["max_num_frames"])
+        put(sections, "avlformer.model.video.num_frames", options["max_num_frames"])
     if "img_res" in options:
-        put(sections, f"{PHASE}.model.video.frame_size", options["img_res"])
+        put(sections, "avlformer.model.video.frame_size", options["img_res"])
     if "vidswin_size" in options:
         size = _choice(options, "vidswin_size", tuple(SIZES))
         for key, value in zip(("embed_dim", "depths", "num_heads"), SIZES[size], strict=True):
-            put(sections, f"{PHASE}.model.video.{key}", value)
+            put(sections, f"avlformer.model.video.{key}", value)
         window = 12 if size == "large" and options.get("img_res") == 384 else 7
-        put(sections, f"{PHASE}.model.video.window", [8, window, window])
+        put(sections, "avlformer.model.video.window", [8, window, window])
     for key, place in BERT.items():
         if options.get(key, -1) != -1:
-            put(sections, f"{PHASE}.{place}", options[key])
+            put(sections, _place(place), options[key])
     length = options.get("max_seq_length", options.get("max_seq_a_length"))
     if options.get("max_seq_a_length", length) != length:
         raise InputError(f"max_seq_a_length is {options['max_seq_a_length']}; it must be max_seq_length ({length})")
     if length is not None:
-        put(sections, f"{PHASE}.model.text.max_length", length)
+        put(sections, "avlformer.model.text.max_length", length)
     if "learn_mask_enabled" in options or "sparse_mask_soft2hard" in options:
         mask = "hard" if options.get("sparse_mask_soft2hard") else "learned"
-        put(sections, f"{PHASE}.model.mask", mask if options.get("learn_mask_enabled", True) else "none")
+        put(sections, "avlformer.model.mask", mask if options.get("learn_mask_enabled", True) else "none")
 
 
 def _read_training(options: Mapping[str, Any], sections: dict[str, Any], notes: list[str]) -> None:
@@ -193,9 +193,9 @@ def _read_training(options: Mapping[str, Any], sections: dict[str, Any], notes: 
     if rate:
         put(sections, f"{PHASE}.backbone_lr", rate)
     if rate == 0 or "freeze_backbone" in options:
-        put(sections, f"{PHASE}.model.video.freeze", rate == 0 or options.get("freeze_backbone", False))
+        put(sections, "avlformer.model.video.freeze", rate == 0 or options.get("freeze_backbone", False))
     for place in ("seed", "decoding.seed") if "seed" in options else ():
-        put(sections, f"{PHASE}.{place}", options["seed"])
+        put(sections, _place(place), options["seed"])
     _read_precision(options, sections, notes)
 
 
@@ -246,16 +246,21 @@ def _read_files(options: Mapping[str, Any], sections: dict[str, Any], notes: lis
     if "kinetics" in options or "vidswin_size" in options:
         size, kinetics = options.get("vidswin_size", "base"), options.get("kinetics", 600)
         name = f"weights/swin_{size}_patch244_window877_kinetics{kinetics}_22k.pth"
-        put(sections, f"{PHASE}.model.video.model_name", name)
+        put(sections, "avlformer.model.video.model_name", name)
     if options.get("pretrained_2d"):
         notes.append("warning: pretrained_2d: name the weights of a Swin for pictures in model.video.model_name")
     folder, resumed = options.get("pretrained_checkpoint"), options.get("resume_checkpoint")
     if folder not in ABSENT:
         if options.get("transfer_method", 0) > 0:
             raise InputError("transfer_method is 1; it must be 0: a checkpoint is loaded as a whole")
-        put(sections, f"{PHASE}.model.model_name", f"{folder.rstrip('/')}/model.bin")
+        put(sections, "avlformer.model.model_name", f"{folder.rstrip('/')}/model.bin")
     if resumed not in ABSENT:
-        put(sections, f"{PHASE}.model.model_name", resumed)
+        put(sections, "avlformer.model.model_name", resumed)
+
+
+def _place(key: str) -> str:
+    """Where a key of the family stands in params.yaml."""
+    return f"avlformer.{key}" if key.startswith("model.") else f"{PHASE}.{key}"
 
 
 def _choice(options: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:

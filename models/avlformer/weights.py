@@ -55,7 +55,7 @@ BESIDE = {
 }
 # Heads of the published models by their width: with another number the weights have the same shapes.
 HEADS = {"audio": {192: 3, 384: 6, 768: 12}, "text": {128: 2, 256: 4, 512: 8, 768: 12, 1024: 16}}
-SECTION = "avlformer.finetune.model"
+SECTION = "avlformer.model"
 # What of the section decides the sizes of our tensors; the first beginning or end that fits counts.
 SIZES = (
     (r"^video\..*_table$", "video.window and video.num_heads"),

