@@ -94,6 +94,23 @@ def synchronising(wrapper: nn.Module, last: bool) -> AbstractContextManager[None
     return nullcontext()
 
 
+@torch.no_grad()
+def average_statistics(module: nn.Module, place: Place) -> None:
+    """Make the running statistics of batch norm the mean over all ranks, each of which has seen clips of its own.
+
+    Called after every step: evaluation then judges on each rank what is saved, and a resumed run goes on with the same.
+    """
+    if place.world == 1:
+        return
+    trained = [part for part in module.modules() if part.training]
+    found = [getattr(part, name, None) for part in trained for name in ("running_mean", "running_var")]
+    statistics = [value for value in found if isinstance(value, Tensor)]
+    if statistics:
+        sums = total(torch.cat([value.flatten() for value in statistics]), place)
+        for value, sum_ in zip(statistics, sums.split([value.numel() for value in statistics]), strict=True):
+            value.copy_((sum_ / place.world).view_as(value))
+
+
 def whole(value: Any) -> Any:
     """A nested structure with every sharded tensor gathered (a collective: all ranks call it), all on the CPU."""
     if hasattr(value, "full_tensor"):  # sharded

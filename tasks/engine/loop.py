@@ -106,6 +106,7 @@ def step(run: Run, batch: Batch) -> Batch:
     run.optimizer.zero_grad()
     if end_step := getattr(run.task.module, "end_step", None):
         end_step(batch)
+    distributed.average_statistics(run.task.module, run.place)
     if run.average:
         run.average.update()
     run.step += 1
