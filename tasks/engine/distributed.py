@@ -76,9 +76,10 @@ def wrap(module: nn.Module, strategy: Literal["ddp", "fsdp"], place: Place) -> n
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(place.device.type, (place.world,))
+    whole = {inner for part in module.modules() if getattr(part, "gathered_whole", False) for inner in part.modules()}
     # The root too is resharded after each forward pass: the moving average writes to the shards between two of them.
     for part in reversed(list(module.modules())):  # inner lists before outer ones
-        if isinstance(part, nn.ModuleList):
+        if isinstance(part, nn.ModuleList) and part not in whole:
             for layer in part:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
