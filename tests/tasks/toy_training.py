@@ -167,7 +167,7 @@ def settings(**changes: Any) -> Training:
         "optimizer": "adamw", "decay_epochs": [], "decay_gamma": 0.1,
         "ema_decay": 0.0, "amp": False, "compile": False, "compile_mode": "default", "strategy": "ddp",
         "device": "cpu", "num_workers": 0, "seed": 5, "deterministic": True, "log_interval": 2, "eval_interval": 1,
-        "eval_from": 1, "checkpoint_interval": 2,
+        "eval_from": 1, "checkpoint_interval": 2, "profile": 0,
     }  # fmt: skip
     return Training(**values | changes)
 
