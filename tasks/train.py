@@ -279,6 +279,12 @@ def keep_profile(job: Job, work: Path) -> None:
         say(f"warning: the run ended within its first {profiling.WARM_UP} steps, nothing was recorded")
 
 
+def track_profile(run: tracking.Run, job: Job) -> None:
+    """Keep the profile with the run, where one was asked for."""
+    for path in sorted(profile_folder(job).glob("*")) if job.settings.profile else ():
+        run.artifact(path, profiling.FOLDER)
+
+
 def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None:
     """Write the bundle."""
     meta: dict[str, Any] = {
@@ -341,8 +347,7 @@ def main() -> None:
         if place.leader:
             run.tag({"duet.sha256": storage.file_digest(job.out / bundle.WEIGHTS)})
             run.artifact(job.out / bundle.HISTORY)
-            for path in sorted(profile_folder(job).glob("*")) if job.settings.profile else ():
-                run.artifact(path, profiling.FOLDER)
+            track_profile(run, job)
             name = job.phase.best[0]
             say(f"{job.stage}: best {name} {fitted.metrics[name]:.4f} after epoch {fitted.epoch}; weights in {job.out}")
 
