@@ -177,6 +177,8 @@ class Phase:
     # (first dimension = batch) in evaluation mode. Every tensor of the batch is on the module's device. A module whose
     # loss compares all clips of a batch has `joint_loss`, forward(batch, part="embeddings") and
     # forward(embeddings, part="loss") too: then a batch may be larger than what fits into memory at once.
+    # FSDP shards each layer of a ModuleList, which is whole only while it is called, as often in all processes; a part with
+    # `gathered_whole` has lists that are used otherwise. Parameters have a dimension at least: FSDP shards no numbers.
     # A transform may count: beside `num_x` (B,) a training batch has `total_x` (), its sum over all clips of the step, and
     # `total_clips` (), whatever processes and micro-batches share them. As the step's gradient is the mean over its clips,
     # a loss of sum(own clips) / total_x is that times total_clips / own clips. What a module carries from step to step it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -48,7 +49,7 @@ def gather_rows(local: Tensor) -> Tensor:
     """The rows of all ranks, in order of rank, unequal numbers allowed; with gradients for what has them."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return local
-    size = torch.tensor([len(local)], device=local.device)
+    size = torch.tensor([len(local)])  # told from CPU to CPU, so that no GPU is waited for
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
     lengths = [int(length) for length in sizes]
@@ -87,7 +88,7 @@ def has_collapsed(embeddings: Tensor, loss: Tensor, num: int) -> Tensor:
     unit = embeddings.detach().float()
     pairs = max(len(unit) * (len(unit) - 1), 1)
     cosine = (unit.sum(0).square().sum() - unit.square().sum()) / pairs
-    chance = torch.log(torch.tensor(float(max(num, 2)), device=loss.device))
+    chance = math.log(max(num, 2))
     return ((cosine > 0.95) | ((loss - chance).abs() < 0.01 * chance)).float()
 
 

@@ -218,7 +218,7 @@ def recolored(frames: Tensor, color: Tensor) -> Tensor:
     Contrast is that to a frame's mean luma; the hue turns in the plane of I and Q, which leaves the luma as it is.
     """
     brightness, contrast = (color[:, i, None, None, None, None] for i in range(2))
-    to_yiq, from_yiq = (torch.tensor(values, device=frames.device) for values in (TO_YIQ, FROM_YIQ))
+    to_yiq, from_yiq = torch.tensor([TO_YIQ, FROM_YIQ]).to(frames.device, non_blocking=True)
     frames = frames * brightness
     mean = torch.einsum("btchw,c->bthw", frames, to_yiq[0]).mean((-2, -1))[:, :, None, None, None]
     frames = contrast * frames + (1 - contrast) * mean

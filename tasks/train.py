@@ -31,7 +31,7 @@ from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
 from tasks.data.feature_store import read_source
 from tasks.data.frame_store import INDEX
-from tasks.engine import distributed, loop
+from tasks.engine import distributed, loop, profiling
 from tasks.engine.distributed import Place
 from tasks.engine.predictions import predictions
 from tasks.engine.run import NOT_IN_RESULT, Fitted, Task, Training, seed
@@ -230,6 +230,7 @@ def train(job: Job, place: Place, log: loop.Log) -> Fitted:
         fitted = fit(job, module, origin, teacher, place, work, log)
         if place.leader:
             save(job, origin, fitted, place)
+            keep_profile(job, work)
             shutil.rmtree(work)
     distributed.from_leader(None, place)  # it may have predicted for long, and processes should part together
     return fitted
@@ -260,6 +261,28 @@ def fit(
     if teacher:
         task = dataclasses.replace(task, teach=partial(taught, teacher.module().to(place.device)))
     return loop.fit(task, job.settings, place, work, log)
+
+
+def profile_folder(job: Job) -> Path:
+    """Where the phase's last profile stays: beside the work folders, in no out of DVC, whose bytes must come again."""
+    return storage.WORK / f"{job.stage}-profile"
+
+
+def keep_profile(job: Job, work: Path) -> None:
+    """Bring the profile out of the work folder; nothing happens where none was asked for."""
+    if not job.settings.profile:
+        return
+    shutil.rmtree(profile_folder(job), ignore_errors=True)
+    if (work / profiling.FOLDER).is_dir():
+        (work / profiling.FOLDER).rename(profile_folder(job))
+    else:
+        say(f"warning: the run ended within its first {profiling.WARM_UP} steps, nothing was recorded")
+
+
+def track_profile(run: tracking.Run, job: Job) -> None:
+    """Keep the profile with the run, where one was asked for."""
+    for path in sorted(profile_folder(job).glob("*")) if job.settings.profile else ():
+        run.artifact(path, profiling.FOLDER)
 
 
 def save(job: Job, origin: dict[str, Any], fitted: Fitted, place: Place) -> None:
@@ -324,6 +347,7 @@ def main() -> None:
         if place.leader:
             run.tag({"duet.sha256": storage.file_digest(job.out / bundle.WEIGHTS)})
             run.artifact(job.out / bundle.HISTORY)
+            track_profile(run, job)
             name = job.phase.best[0]
             say(f"{job.stage}: best {name} {fitted.metrics[name]:.4f} after epoch {fitted.epoch}; weights in {job.out}")
 

@@ -3,51 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import models
-from models.family import Batch, Facts, Phase, Sample, Window
+from models.family import Facts, Phase
 from models.weights import load_matching
 from tasks import params
-from tasks.data.batches import stack
 from tasks.engine.loop import Training
-from tasks.train import taught
-
-PHASES = [(family, phase) for family in models.names() for phase in models.load(family).phases]
-# One annotation a clip as the family's dataset writes it; a family whose annotations look otherwise adds its own kind.
-ANNOTATIONS = [
-    {
-        "label": "dog barking",
-        "species": "red_deer",
-        "activity": "foraging",
-        "segments": [(0.3, 1.1, "Diving")],
-        "tags": [0, 2],
-        "caption": "a red kite flies over a meadow. a dog barks.",
-    },
-    {
-        "label": "bee, wasp, etc. buzzing",
-        "species": "fox",
-        "activity": None,
-        "segments": [],
-        "tags": [1],
-        "caption": "it rains.",
-    },
-    {
-        "label": "dog barking",
-        "species": None,
-        "activity": "resting",
-        "segments": [(0.0, 0.9, "Shotput")],
-        "tags": [],
-        "caption": "a drum is seen. nothing is heard.",
-    },
-]
-STEP = 0.1  # seconds between stored frames
-CLIPS = 4
+from tests.toy_phases import CLIPS, PHASES, batch_of, facts_of
 
 
 @pytest.fixture(params=PHASES, ids=lambda pair: "-".join(pair))
@@ -58,33 +23,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str, Phase]:
 
 @pytest.fixture
 def facts(case: tuple[str, str, Phase]) -> Facts:
-    return Facts(models.load(case[0]).labels(ANNOTATIONS, []), -5.0, 4.0)
-
-
-def batch_of(family: str, phase: Phase, facts: Facts, training: bool, silent: int = -1) -> Batch:
-    """CLIPS random clips through the phase's transform, the one at `silent` without sound; taught where that is due."""
-    spec = phase.clip(phase.tiny)
-    transform: Callable[[Sample], Batch] = phase.transform(phase.tiny, facts, training)
-
-    def sample(i: int) -> dict[str, Any]:
-        rng = np.random.default_rng(i)
-        frames = rng.integers(0, 256, (spec.num_frames, 20, 24, 3), dtype=np.uint8)
-        wave = 0.1 * rng.standard_normal(round(spec.sample_rate * spec.audio_seconds)).astype(np.float32)
-        annotation = ANNOTATIONS[i % len(ANNOTATIONS)]
-        window = Window(0, STEP, STEP * spec.num_frames, i) if spec.window else None
-        clip = Sample(str(i), frames, None if i == silent else wave, annotation, rng, window=window)
-        if spec.features:
-            maker = models.load(family).phases[spec.features]
-            assert maker.features is not None
-            clip.features = rng.standard_normal((3 + i, maker.features(maker.tiny).dim)).astype(np.float32)
-            clip.feature_times = STEP * np.arange(3 + i, dtype=np.float32)
-        return {**transform(clip), "row": i}
-
-    batch = stack([sample(i) for i in range(CLIPS)])
-    if not (training and phase.teacher):
-        return batch
-    teacher = models.load(family).phases[phase.teacher]
-    return taught(teacher.build(teacher.tiny, facts).eval(), batch)
+    return facts_of(case[0])
 
 
 def test_its_section_of_params_is_valid(case: tuple[str, str, Phase]) -> None:
@@ -99,6 +38,10 @@ def test_the_final_phase_answers_people(case: tuple[str, str, Phase]) -> None:
 
 def test_config_has_no_defaults(case: tuple[str, str, Phase]) -> None:
     assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(case[2].Config))
+
+
+def test_no_parameter_is_a_single_number_which_fsdp_could_not_shard(case: tuple[str, str, Phase], facts: Facts) -> None:
+    assert all(parameter.ndim for parameter in case[2].build(case[2].tiny, facts).parameters())
 
 
 def test_forward_and_backward_are_finite_and_reach_what_trains(case: tuple[str, str, Phase], facts: Facts) -> None:

@@ -76,7 +76,7 @@ class Finetune(nn.Module):
     @torch.no_grad()
     def end_step(self, batch: Batch) -> None:
         """Keep the average that the step's loss was divided by."""
-        self.normalizer.copy_(self.moved(batch["total_positive"].to(self.normalizer.device)))
+        self.normalizer.copy_(self.moved(batch["total_positive"].to(self.normalizer.device, non_blocking=True)))
 
     def answer(self, logits: Tensor, offsets: Tensor, valid: Tensor, batch: Batch) -> Batch:
         """starts and ends (B, K) in seconds within the video, scores (B, K), classes (B, K), best first; and whose they are.

@@ -79,6 +79,8 @@ class Head(nn.Module):
 class Bert(nn.Module):
     """BERT without pooler: `read` features, `embed` and `write` words that see them, `answer` with logits of words."""
 
+    gathered_whole = True  # writing enters its layers as often as there are words, not equally often in all processes
+
     def __init__(self, config: TextConfig, vocab_size: int) -> None:
         super().__init__()
         dim = config.hidden_size

@@ -134,7 +134,7 @@ class Contrastive(Trunk):
         self.config = config
         self.video_head = projection(dim, config.proj_hidden_dim, config.contrastive_dim)
         self.audio_head = projection(dim, config.proj_hidden_dim, config.contrastive_dim)
-        start = torch.tensor(math.log(config.temperature))
+        start = torch.tensor([math.log(config.temperature)])
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
         initialise(self)
         freeze(self, config.freeze_encoders, config.freeze_backbone)
@@ -160,7 +160,7 @@ class Contrastive(Trunk):
         """InfoNCE over the batch of all ranks, with the temperature it used and the alarm that tells a collapse."""
         video, audio = (gather_rows(embeddings[f"{name}_embedding"]) for name in ("video", "audio"))
         pair = gather_rows(embeddings["pair"])
-        temperature = self.log_temperature.exp().clamp(0.01, 1.0)
+        temperature = self.log_temperature[0].exp().clamp(0.01, 1.0)
         loss = info_nce(video, audio, pair, temperature)
         collapse = has_collapsed(video, loss.detach(), len(video))
         return {"loss": loss, "temperature": temperature.detach(), "collapse": collapse}

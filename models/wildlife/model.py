@@ -85,7 +85,7 @@ class HeadLoss(nn.Module):
         super().__init__()
         self.scale = {"species": config.species_weight, "activity": config.activity_weight}[head]
         self.smoothing = config.label_smoothing
-        self.log_variance = nn.Parameter(torch.zeros(())) if config.uncertainty else None
+        self.log_variance = nn.Parameter(torch.zeros(1)) if config.uncertainty else None
         counts = class_counts(facts.counts, head) if config.imbalance != "none" else []
         weights = effective_number(counts, config.beta) if config.imbalance == "effective_number" else None
         prior = config.tau * log_prior(counts) if config.imbalance == "logit_adjustment" else None

@@ -76,9 +76,10 @@ def wrap(module: nn.Module, strategy: Literal["ddp", "fsdp"], place: Place) -> n
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(place.device.type, (place.world,))
+    whole = {inner for part in module.modules() if getattr(part, "gathered_whole", False) for inner in part.modules()}
     # The root too is resharded after each forward pass: the moving average writes to the shards between two of them.
     for part in reversed(list(module.modules())):  # inner lists before outer ones
-        if isinstance(part, nn.ModuleList):
+        if isinstance(part, nn.ModuleList) and part not in whole:
             for layer in part:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -92,6 +93,23 @@ def synchronising(wrapper: nn.Module, last: bool) -> AbstractContextManager[None
     if hasattr(wrapper, "set_requires_gradient_sync"):  # of FSDP
         wrapper.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
     return nullcontext()
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module, place: Place) -> None:
+    """Make the running statistics of batch norm the mean over all ranks, each of which has seen clips of its own.
+
+    Called after every step: evaluation then judges on each rank what is saved, and a resumed run goes on with the same.
+    """
+    if place.world == 1:
+        return
+    trained = [part for part in module.modules() if part.training]
+    found = [getattr(part, name, None) for part in trained for name in ("running_mean", "running_var")]
+    statistics = [value for value in found if isinstance(value, Tensor)]
+    if statistics:
+        sums = total(torch.cat([value.flatten() for value in statistics]), place)
+        for value, sum_ in zip(statistics, sums.split([value.numel() for value in statistics]), strict=True):
+            value.copy_((sum_ / place.world).view_as(value))
 
 
 def whole(value: Any) -> Any:

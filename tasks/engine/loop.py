@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.family import Batch, InputError
 from tasks.data.batches import GlobalBatches, InOrder, build_loader, read_batches
-from tasks.engine import checkpoint, distributed, memory, optim
+from tasks.engine import checkpoint, distributed, memory, optim, profiling
 from tasks.engine.distributed import Place
 from tasks.engine.predictions import SMALL
 from tasks.engine.run import Fitted, Run, Task, Training, build_run, check_finite, outcome, resume, save, save_best
@@ -64,7 +64,7 @@ def _unheard(metrics: dict[str, float], step: int) -> None:
 
 
 def _train(run: Run, log: Log) -> None:
-    settings, place, length = run.settings, run.place, run.steps_per_epoch
+    settings, place = run.settings, run.place
     num, rank, world = len(run.task.train), place.rank, place.world
     share = {"rank": rank, "world": world, "frequencies": run.task.frequencies}
     order = GlobalBatches(num, settings.batch_size, settings.seed, run.step, run.steps, **share)
@@ -73,6 +73,14 @@ def _train(run: Run, log: Log) -> None:
     speed = Speed(place.device)
     batches = _totalled(run, read_batches(build_loader(run.task.train, order, settings.num_workers, place.device)))
     batches = speed.waiting(_rehearsed(run, batches, speed))
+    profiled = settings.profile if place.leader else 0
+    recorded = profiling.recorded(batches, profiled, place.device, run.work / profiling.FOLDER)
+    with closing(recorded) as batches:
+        _epochs(run, batches, val, speed, log)
+
+
+def _epochs(run: Run, batches: Iterator[Batch], val: DataLoader[Batch], speed: Speed, log: Log) -> None:
+    settings, place, length = run.settings, run.place, run.steps_per_epoch
     end_epoch(run, val, log)  # where the kill came between an epoch's last step and its row
     for epoch in range(run.step // length, settings.epochs):
         title = f"epoch {epoch + 1}/{settings.epochs}"
@@ -106,6 +114,7 @@ def step(run: Run, batch: Batch) -> Batch:
     run.optimizer.zero_grad()
     if end_step := getattr(run.task.module, "end_step", None):
         end_step(batch)
+    distributed.average_statistics(run.task.module, run.place)
     if run.average:
         run.average.update()
     run.step += 1

@@ -80,7 +80,8 @@ def build_optimizer(
     if kind == "rmsprop":
         return CenteredRMSProp(groups, beta2)
     if kind == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+        return torch.optim.SGD(groups, momentum=0.9, fused=not sharded)  # the fused one knows no shards
     return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)  # unfused: a call per tensor on a CPU
 
 

@@ -54,10 +54,11 @@ class Training:
     eval_interval: int  # epochs
     eval_from: int  # the first epoch, from 1, that is evaluated where eval_interval says so; the last one always is
     checkpoint_interval: int  # steps
+    profile: int  # so many steps are recorded, 0 = none
 
 
 # What changes nothing in the result (or, device, only its rounding): a killed run goes on after a change of these.
-NOT_IN_RESULT = ("device", "num_workers", "log_interval", "checkpoint_interval")
+NOT_IN_RESULT = ("device", "num_workers", "log_interval", "checkpoint_interval", "profile")
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def build_run(task: Task, settings: Training, place: Place, work: Path, stopping
 def _check_sizes(task: Task, settings: Training, place: Place) -> None:
     """InputError for what could only run zero steps or divide unevenly."""
     sizes = ("epochs", "batch_size", "micro_batch")
-    for name in (*sizes, "log_interval", "eval_interval", "eval_from", "checkpoint_interval"):
-        least = 0 if name == "epochs" else 1
+    for name in (*sizes, "log_interval", "eval_interval", "eval_from", "checkpoint_interval", "profile"):
+        least = 0 if name in ("epochs", "profile") else 1
         if (value := getattr(settings, name)) is not None and value < least:
             raise InputError(f"params.yaml: {name} is {value}; it must be at least {least}")
     if settings.schedule_epochs is not None and settings.schedule_epochs < settings.epochs:

@@ -186,7 +186,7 @@ def test_uncertainty_settles_where_its_formula_says() -> None:
         loss(logits, labels)[1].backward()
         optimizer.step()
     assert loss.log_variance is not None
-    torch.testing.assert_close(loss.log_variance.exp(), torch.tensor(2 * np.log(3.0), dtype=torch.float32))
+    torch.testing.assert_close(loss.log_variance.exp(), torch.tensor([2 * np.log(3.0)], dtype=torch.float32))
 
 
 def test_imbalance_against_its_definitions() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.data.batches import GlobalBatches
 from tasks.engine import checkpoint
 from tests.tasks import toy_training as toy
 
@@ -40,6 +41,14 @@ def test_two_processes_are_one_on_the_joined_batch(
         assert row == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd"])
+def test_the_other_optimizers_take_shards(tmp_path: Path, optimizer: str) -> None:
+    settings = {"optimizer": optimizer, "epochs": 1, "lr": 1e-3}
+    toy.train_here(tmp_path / "one", **settings)
+    assert toy.train_in_two(tmp_path / "two", strategy="fsdp", **settings) == [0, 0]
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_killed_processes_go_on_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     settings = {"ema_decay": 0.8, "epochs": 2, "strategy": strategy, "checkpoint_interval": 3}
@@ -48,6 +57,42 @@ def test_killed_processes_go_on_to_the_same_bits(tmp_path: Path, strategy: str) 
     codes = toy.train_in_two(killed, options={"dropout": 0.3, "kill_at": 6}, **settings)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
     assert toy.train_in_two(killed, options={"dropout": 0.3}, **settings) == [0, 0]
+    assert (killed / "digest").read_text() == (whole / "digest").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_several_processes_tell_of_batch_norm_is_true_of_what_they_save(tmp_path: Path, strategy: str) -> None:
+    assert toy.train_in_two(tmp_path, kind="Normed", strategy=strategy, epochs=1) == [0, 0]
+    saved = checkpoint.read(tmp_path, "best")
+    assert saved
+    module = toy.Normed()
+    module.load_state_dict(saved[0])
+    val = toy.clips(toy.NUM_VAL, 3).tensors
+    with torch.no_grad():
+        error = (module.eval()(val)["y"] - val["y"]).square().sum() / toy.NUM_VAL
+    assert saved[1]["metrics"]["error"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_running_statistics_are_the_mean_over_the_processes(tmp_path: Path) -> None:
+    assert toy.train_in_two(tmp_path, kind="Normed", epochs=1) == [0, 0]
+    x, halves = toy.clips(toy.NUM_TRAIN, 2).tensors["x"], []
+    for rank in range(2):
+        norm = torch.nn.BatchNorm1d(8)
+        for keys in GlobalBatches(toy.NUM_TRAIN, 8, 5, 0, toy.NUM_TRAIN // 8, rank, 2):
+            norm(x[[row for _, row in keys]])
+        halves.append(norm.state_dict())
+    found = toy.last_weights(tmp_path)
+    for key in ("running_mean", "running_var"):
+        torch.testing.assert_close(found[f"norm.{key}"], (halves[0][key] + halves[1][key]) / 2)
+
+
+@pytest.mark.slow
+def test_killed_processes_with_batch_norm_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    settings = {"kind": "Normed", "epochs": 2, "checkpoint_interval": 3}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert toy.train_in_two(whole, **settings) == [0, 0]
+    assert toy.train_in_two(killed, options={"kill_at": 6}, **settings) == [-signal.SIGKILL, -signal.SIGKILL]
+    assert toy.train_in_two(killed, **settings) == [0, 0]
     assert (killed / "digest").read_text() == (whole / "digest").read_text()
 
 

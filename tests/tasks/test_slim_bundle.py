@@ -20,11 +20,12 @@ from transformers import VideoMAEConfig, VideoMAEModel
 import models
 from models.family import InputError
 from models.weights import frozen_digest, frozen_state
-from tasks import bundle, compact, jobs, storage, stores, train
+from tasks import bundle, compact, jobs, journal, storage, stores, train
 from tasks.data import manifest, video
-from tasks.engine import checkpoint, distributed
+from tasks.engine import checkpoint, distributed, profiling
 from tasks.predict import Predictor
 from tests.tasks import toy_training as toy
+from tests.tasks.stage_process import contents
 
 HERE = distributed.Place(torch.device("cpu"))
 PHASE = models.load("adatad").phases["finetune"]
@@ -305,3 +306,21 @@ def test_resume_on_another_base_starts_over(project: Path) -> None:
     write_base("weights/vit", 2)
     trained(given)
     assert len(list(storage.WORK.glob("finetune@adatad-*"))) == 1, "the first attempt's, for when its base comes back"
+
+
+# --- a profile ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_stays_beside_the_bundle_and_with_the_run(project: Path) -> None:
+    given = job(epochs=2, profile=2)
+    expected = trained(job(epochs=2)).path.read_bytes(), contents(OUT)
+    shutil.rmtree(OUT)
+    assert (trained(given).path.read_bytes(), contents(OUT)) == expected
+    run = journal.Run(project / "run")
+    train.track_profile(run, given)
+    for number, name in enumerate((profiling.SUMMARY, profiling.TRACE), 1):
+        left = project / ".duet/work/finetune@adatad-profile" / name
+        assert left.read_bytes() == (project / f"run/{number}" / name).read_bytes() != b""
+    assert "- 2 steps on CPU" in (project / "run/1" / profiling.SUMMARY).read_text()
+    train.track_profile(run, job(epochs=2))
+    assert not (project / "run/3").exists()

@@ -117,6 +117,24 @@ class Counted(nn.Module):
         self.average.copy_(self.moved(batch["total_items"]))
 
 
+class Normed(nn.Module):
+    """Batch norm that is trained: its running statistics are of what a process has seen."""
+
+    def __init__(self, kill_at: int = 0) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.kill_at, self.calls = kill_at, 0
+
+    def forward(self, batch: Batch) -> Batch:
+        y = self.head(self.norm(batch["x"]))
+        if not self.training:
+            return {"y": y}
+        self.calls += 1
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"loss": (y - batch["y"]).square().mean()}
+
+
 class Error:
     """Mean square error over everything seen; counts the clips; draws random numbers as careless code would."""
 
@@ -149,7 +167,7 @@ def settings(**changes: Any) -> Training:
         "optimizer": "adamw", "decay_epochs": [], "decay_gamma": 0.1,
         "ema_decay": 0.0, "amp": False, "compile": False, "compile_mode": "default", "strategy": "ddp",
         "device": "cpu", "num_workers": 0, "seed": 5, "deterministic": True, "log_interval": 2, "eval_interval": 1,
-        "eval_from": 1, "checkpoint_interval": 2,
+        "eval_from": 1, "checkpoint_interval": 2, "profile": 0,
     }  # fmt: skip
     return Training(**values | changes)
 
@@ -186,19 +204,28 @@ def digest(work: Path, fitted: Fitted) -> str:
 
 def start(work: Path, rank: int = 0, world: int = 1, port: int = 0, **given: Any) -> multiprocessing.Process:
     """Start `_process` in a fresh process; `given` are its keyword arguments."""
+    return _start(partial(_process, work, **given), rank, world, port)
+
+
+def _start(target: partial[None], *place: int) -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")  # a real process without importing torch each time
-    context.set_forkserver_preload(["tests.tasks.toy_training"])
-    process = context.Process(target=_process, args=(work, rank, world, port), kwargs=given)
+    context.set_forkserver_preload([target.func.__module__, "torch.distributed.fsdp"])
+    process = context.Process(target=target, args=place)
     process.start()
     return process  # pyright: ignore[reportReturnType]
 
 
 def train_in_two(work: Path, **given: Any) -> list[int | None]:
     """Exit codes of two gloo processes that trained together."""
+    return in_two(partial(_process, work, **given))
+
+
+def in_two(target: partial[None]) -> list[int | None]:
+    """Exit codes of two processes that ran target(rank, world, port), which calls `join`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [start(work, rank, 2, port, **given) for rank in range(2)]
+    processes = [_start(target, rank, 2, port) for rank in range(2)]
     for process in processes:
         process.join(200)
     codes = [process.exitcode for process in processes]
@@ -207,21 +234,26 @@ def train_in_two(work: Path, **given: Any) -> list[int | None]:
     return codes
 
 
-def _process(
-    work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
-    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, base: str = "", **changes: Any,
-) -> None:  # fmt: skip
-    """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
+def join(rank: int, world: int, port: int) -> None:
+    """Tell this process what torchrun would."""
     torch.set_num_threads(1)
-    work.mkdir(exist_ok=True)
     if world > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }  # fmt: skip
+
+
+def _process(
+    work: Path, rank: int, world: int, port: int, kind: str = "Regressor", options: dict[str, Any] | None = None,
+    kill_at_flush: int = 0, slow: float = 0.0, build: Callable[..., Task] | None = None, base: str = "", **changes: Any,
+) -> None:  # fmt: skip
+    """Train, and leave the outcome's digest in work/digest; SIGKILL itself within a write where asked to."""
+    join(rank, world, port)
+    work.mkdir(exist_ok=True)
     if kill_at_flush:
         _kill_at_flush(kill_at_flush)
-    kinds = {"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted}
+    kinds = {"Regressor": Regressor, "Pairs": Pairs, "Counted": Counted, "Normed": Normed}
     task = replace((build or partial(build_task, kinds[kind]))(**options or {}), base=base)
     if slow:
         task.module.register_forward_pre_hook(lambda module, inputs: time.sleep(slow))
