@@ -307,6 +307,14 @@ def bucket(store: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     return made
 
 
+def fetch_s3(address: str, folder: Path, done: Path, store: str) -> None:
+    """All objects of a prefix, below a folder."""
+    objects = sources.list_s3(address, store)
+    sources.fetch_s3(
+        address, {storage.inside(folder, name, address): one for name, one in objects.items()}, done, store
+    )
+
+
 def test_a_prefix_of_a_bucket(bucket, store: str) -> None:
     bucket.put_object(Key="sets/vgg/vggsound.csv", Body=CSV.encode())
     bucket.put_object(Key="sets/vgg/video/", Body=b"")  # as consoles make folders
@@ -327,11 +335,11 @@ def test_only_what_is_missing_or_changed_is_fetched_again(bucket, store: str, pr
     for name in ("same", "lost", "changed"):
         bucket.put_object(Key=f"p/{name}", Body=name.encode())
     folder, done = project / "got", project / "done.tsv"
-    assert sources.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store) == 3
+    fetch_s3(f"s3://{bucket.name}/p/", folder, done, store)
     (folder / "lost").unlink()
     (folder / "same").write_bytes(b"touched")  # stays, since it counts as whole
     bucket.put_object(Key="p/changed", Body=b"new")
-    sources.fetch_s3(f"s3://{bucket.name}/p/", folder, done, store)
+    fetch_s3(f"s3://{bucket.name}/p/", folder, done, store)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "same": b"touched",
         "lost": b"lost",
@@ -345,13 +353,13 @@ def test_a_partial_object_is_completed_and_a_damaged_one_noticed(bucket, store: 
     for start in (BYTES[:100_000], BYTES, b""):
         part.parent.mkdir(exist_ok=True)
         part.write_bytes(start)
-        sources.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
+        fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
         assert (project / "got/big").read_bytes() == BYTES
         assert not part.exists()
         (project / "got/big").unlink()
     part.write_bytes(b"x" * 100_000)
     with pytest.raises(InputError, match="big: what arrived differs"):
-        sources.fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
+        fetch_s3(f"s3://{bucket.name}", project / "got", project / "done.tsv", store)
     assert not (project / "got/big").exists()
     assert not part.exists()
 
@@ -362,11 +370,11 @@ def test_what_a_store_refuses(bucket, store: str, project: Path) -> None:
         (f"s3://{bucket.name}/nothing", "nothing is stored there"),
     ):
         with pytest.raises(InputError, match=message) as raised:
-            sources.fetch_s3(address, project / "got", project / "done.tsv", store)
+            fetch_s3(address, project / "got", project / "done.tsv", store)
         assert "secret" not in str(raised.value)
     bucket.put_object(Key="p/../../evil", Body=b"x")
     with pytest.raises(InputError, match="outside the target folder"):
-        sources.fetch_s3(f"s3://{bucket.name}/p", project / "got", project / "done.tsv", store)
+        fetch_s3(f"s3://{bucket.name}/p", project / "got", project / "done.tsv", store)
     assert not (project / "evil").exists()
 
 
