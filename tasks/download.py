@@ -16,20 +16,22 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from models.family import InputError
-from tasks import archives, command, datasets, params, sources, storage, tracking
+from tasks import archives, command, datasets, params, sources, storage, tracking, youtube
 from tasks.data import clip_files
 from tasks.datasets.demo import Demo, build_demo
+from tasks.youtube import YouTube
 
 
 @dataclass(frozen=True)
 class Download:
     """Section `download.<dataset>` of params.yaml."""
 
-    source: str  # demo, a folder, an archive, https://… of an archive, s3://bucket/prefix (or an archive in a bucket)
+    source: str  # demo, youtube, a folder, an archive, https://… of an archive, s3://bucket/prefix (or an archive in a bucket)
     format: str  # module of tasks/datasets
     sha256: str | None  # of the archive
     endpoint: str | None  # of an S3 store that is not AWS
     demo: Demo | None
+    youtube: YouTube | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def fetch(settings: Download, work: Path) -> Path:
             raise InputError("params.yaml: source is demo but its section `demo` is null; give it kind, seed, clips, …")
         build_demo(settings.demo, raw)
         return raw
+    if source == "youtube":
+        return _bring_youtube(settings, work)
     if source.startswith(("http://", "https://")):
         if not is_archive:
             endings = ", ".join(archives.ENDINGS)
@@ -70,7 +74,7 @@ def fetch(settings: Download, work: Path) -> Path:
         _bring_folder(settings, work)
     else:
         raise InputError(
-            f"source {source!r} is no folder, archive, https:// or s3:// address, nor demo; check params.yaml"
+            f"source {source!r} is no folder, archive, https:// or s3:// address, demo nor youtube; check params.yaml"
         )
     return _without_wrapper(raw) if is_archive else raw
 
@@ -116,6 +120,23 @@ def _bring_s3(settings: Download, work: Path) -> None:
         return Shard(name, objects[name].etag, bring)
 
     _bring(settings, work, objects.keys() - tops, get, [shard(name) for name in tops])
+
+
+def _bring_youtube(settings: Download, work: Path) -> Path:
+    """Bring the annotations, and each clip they list that is not beside them from YouTube."""
+    own, form = settings.youtube, datasets.load_format(settings.format)
+    segment = datasets.segment(form)
+    if own is None or segment is None:
+        raise InputError(
+            "params.yaml: source is youtube but its section `youtube` is null; give it annotations, height, …"
+            if own is None
+            else f"source is youtube but clips of format {settings.format} name no video there; take vggsound or favd"
+        )
+    if not Path(own.annotations).is_dir():
+        raise InputError(f"params.yaml: youtube.annotations: {own.annotations} is no folder; put the annotations there")
+    _bring_folder(dataclasses.replace(settings, source=own.annotations), work)
+    youtube.bring(own, form.read(work / "raw"), segment, work / "raw")
+    return work / "raw"
 
 
 def _bring(
@@ -249,12 +270,13 @@ def download(dataset: str, settings: Download) -> str:
     table_format = datasets.load_format(settings.format)
     values = json.dumps(dataclasses.asdict(settings), sort_keys=True)
     work = storage.WORK / f"download-{dataset}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
+    origin = sources.public_url(settings.source)
     with storage.locked(work):
         made = fetch(settings, work)
         try:
             clips = table_format.read(made)["path"]
         except InputError as error:  # names the copy; what must be mended is the source
-            raise InputError(str(error).replace(str(made), sources.public_url(settings.source))) from None
+            raise InputError(str(error).replace(str(made), origin)) from None
         for leftover in made.rglob(".*.part"):  # of runs that were killed
             leftover.unlink()
         files = [path for path in made.rglob("*") if path.is_file()]
@@ -262,7 +284,6 @@ def download(dataset: str, settings: Download) -> str:
         num_lost = sum(not clip_files.is_there(made / path) for path in clips)
         storage.install_folder(made, storage.DATA / dataset / "raw")
         shutil.rmtree(work)
-    origin = sources.public_url(settings.source)
     lost = f" ({num_lost} of the clips without a file)" if num_lost else ""
     return (
         f"download {dataset}: {len(clips)} clips listed{lost}, {len(files)} files, {size / 1e6:.1f} MB, from {origin}"

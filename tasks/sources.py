@@ -164,12 +164,12 @@ def fetch_s3(address: str, wanted: Mapping[Path, Stored], done: Path, endpoint: 
 
 
 def ahead(pool: Executor, call: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-    """Results of call(*arguments) in their order, with no more than 2 THREADS of them begun or waiting to be taken."""
+    """Results of call(*arguments) in their order, with no more than THREADS + 2 of them begun or waiting to be taken."""
     begun: deque[Future[T]] = deque()
     try:
         for one in arguments:
             begun.append(pool.submit(call, *one))
-            if len(begun) == 2 * THREADS:
+            if len(begun) == THREADS + 2:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

@@ -19,6 +19,7 @@ from models.family import InputError
 from tasks import storage
 
 CSV = "vggsound.csv"
+SECONDS = 10.0  # of a clip
 SPLITS = ("train", "test")
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 FILE_NAME = re.compile(r"(?P<ytid>.+)_(?P<start>\d{6})\.mp4")
@@ -35,6 +36,11 @@ def place(name: str) -> str:
     if FILE_NAME.fullmatch(file):
         return f"video/{file}"
     return file if file in (CSV, *(f"{split}.csv" for split in SPLITS)) else name
+
+
+def segment(clip: str, start: float) -> tuple[str, float, float]:
+    """The YouTube video of a clip, and the seconds of it: ten from its start."""
+    return clip.rpartition("_")[0], start, start + SECONDS
 
 
 def class_of(annotation: str) -> str:

@@ -219,7 +219,7 @@ def test_killed_twice_no_finished_shard_is_read_again(project: Path, store: tupl
     for name in sizes:
         bucket.upload_file(str(project / "up" / name), f"vgg/{name}")
     (project / "params.yaml").write_text(
-        "download: {sounds: {source: 's3://shards/vgg', format: vggsound, sha256: null, demo: null,"
+        "download: {sounds: {source: 's3://shards/vgg', format: vggsound, sha256: null, demo: null, youtube: null,"
         f" endpoint: '{endpoint}'}}}}\n"
     )
 
