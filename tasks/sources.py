@@ -244,23 +244,21 @@ class Bucket:
     def _is_same(self, path: Path, stored: Stored) -> bool:
         """Whether a file has the object's checksums, as far as the store tells any.
 
-        The ETag is the MD5 of the bytes, or of the MD5s of the parts in which they were uploaded, but where a key of a key
-        service encrypts them. A SHA-256, of either too, is there where the uploader asked for it.
+        The ETag is the MD5 of the bytes, but where a key of a key service encrypts them. A SHA-256 is there where the uploader
+        asked for it. Of an object that was uploaded in N parts both are of the parts' own digests, and the ETag ends in -N.
         """
-        if "-" not in stored.etag and _digest(path, hashlib.md5, None).hex() == stored.etag:
+        md5, _, num_parts = stored.etag.partition("-")
+        if not num_parts and _digest(path, hashlib.md5, None).hex() == md5:
             return True
         of = {"Bucket": self.name, "Key": stored.key}
         told = self.client.head_object(**of, ChecksumMode="ENABLED")
-        is_readable = told.get("ServerSideEncryption") in (None, "AES256")
-        is_md5 = is_readable and re.fullmatch(r"[0-9a-f]{32}(-\d+)?", stored.etag)
-        sha256, md5 = told.get("ChecksumSHA256", ""), stored.etag if is_md5 else ""
-        for text, new in ((sha256, hashlib.sha256), (md5, hashlib.md5)):
-            expected, _, num_parts = text.partition("-")
-            length = self.client.head_object(**of, PartNumber=1)["ContentLength"] if num_parts else 0
-            if text and (not num_parts or length * (int(num_parts) - 1) < stored.size <= length * int(num_parts)):
-                found = _digest(path, new, length or None)
-                return expected == (found.hex() if new is hashlib.md5 else base64.b64encode(found).decode())
-        return True
+        length = self.client.head_object(**of, PartNumber=1)["ContentLength"] if num_parts else None
+        if length is not None and not length * (int(num_parts) - 1) < stored.size <= length * int(num_parts):
+            return True  # the parts are not all as long as the first, so that nothing more can be told
+        if sha256 := told.get("ChecksumSHA256"):
+            return base64.b64encode(_digest(path, hashlib.sha256, length)).decode() == sha256.partition("-")[0]
+        is_md5 = re.fullmatch("[0-9a-f]{32}", md5) and told.get("ServerSideEncryption") in (None, "AES256")
+        return not is_md5 or _digest(path, hashlib.md5, length).hex() == md5
 
 
 def _digest(path: Path, new: Callable[[], Any], length: int | None) -> bytes:
