@@ -190,7 +190,8 @@ def _unpack(archive: Path, settings: Download, folder: Path) -> None:
         _check_digest(archive, settings.sha256)
     else:
         _check_released(archive, settings.format)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run unpacked may not have reached the disk
+    folder.mkdir(parents=True)
     try:
         archives.unpack(archive, folder)
     except InputError:
