@@ -31,6 +31,7 @@ def unpack(archive: Path, folder: Path) -> None:
             _unpack_zip(archive, folder)
         else:
             _unpack_tar(archive, folder)
+        os.sync()  # once for all members: waiting for each takes several times as long as writing it
     except (zipfile.BadZipFile, tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"{archive} is damaged or no archive of its kind: {error}; fetch it again") from None
@@ -76,5 +77,5 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
 def _write_member(source: IO[bytes], size: int, target: Path) -> None:
     if not (target.is_file() and target.stat().st_size == size):
-        with atomic_file(target) as temporary, temporary.open("wb") as handle:
+        with atomic_file(target, sync=False) as temporary, temporary.open("wb") as handle:
             shutil.copyfileobj(source, handle, CHUNK)

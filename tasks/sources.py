@@ -11,9 +11,13 @@ import re
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import boto3
@@ -22,10 +26,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from models.family import InputError
-from tasks.storage import CHUNK, inside
+from tasks.storage import CHUNK
 
 RETRIES = 5
-THREADS = 8  # objects in flight
+THREADS = 8  # connections to an S3 store
+PART = 8 << 20  # bytes of an S3 object that one request asks for
+T = TypeVar("T")
 
 
 def public_url(url: str) -> str:
@@ -34,16 +40,16 @@ def public_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def fetch_http(url: str, path: Path) -> None:
-    """Download to `path` by way of `path`.part, which a later run completes if the server's file is still the same."""
+def fetch_http(url: str, path: Path) -> Path:
+    """Download to `path`, and return it, by way of `path`.part, which a later run completes if the file is still the same."""
     if path.exists():
-        return
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     problem = ""
     for attempt in range(RETRIES):
         try:
             if _fetch_range(url, path):
-                return
+                return path
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
@@ -99,76 +105,171 @@ def _fetch_range(url: str, path: Path) -> bool:
     return True
 
 
-def fetch_s3(address: str, folder: Path, done: Path, endpoint: str | None = None) -> int:
-    """Download every object below s3://bucket/prefix (or the one object of that name) into `folder`; their number.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object of a bucket; of a listing only this is kept, since there may be millions of them."""
 
-    `done` lists key and ETag of what is whole, so that a later run only takes what is missing or has changed.
-    Credentials come from where the AWS tools look for them and are never printed.
+    key: str
+    etag: str
+    size: int  # bytes
+
+
+def list_s3(address: str, endpoint: str | None = None) -> dict[str, Stored]:
+    """Every object below s3://bucket/prefix by its name relative to it, or the one object that is called like it."""
+    with _answers(address):
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        pages = _client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        below = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        found: dict[str, Stored] = {}
+        for entry in (entry for page in pages for entry in page.get("Contents", [])):
+            stored = Stored(entry["Key"], entry["ETag"].strip('"'), entry["Size"])
+            if stored.key == prefix and not prefix.endswith("/"):
+                return {prefix.rpartition("/")[2]: stored}
+            if stored.key.startswith(below) and not stored.key.endswith("/"):
+                found[stored.key.removeprefix(below)] = stored
+    if not found:
+        raise InputError(f"{address}: nothing is stored there; check bucket and prefix")
+    return found
+
+
+def fetch_s3(address: str, wanted: Mapping[Path, Stored], done: Path, endpoint: str | None = None) -> None:
+    """Download the `wanted` objects of a bucket to their paths.
+
+    `done` lists key and ETag of what is whole, so that a later run only takes what is missing or has changed. A large
+    object arrives in parts of PART bytes, THREADS of them at once, of small ones that many at once: so many connections
+    there are, and not much more than that many parts in memory. boto3's own transfers do the same, and start an interrupted
+    object over. Credentials come from where the AWS tools look for them and are never printed.
     """
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    retries: Any = {"max_attempts": RETRIES, "mode": "standard"}
-    client = boto3.client("s3", endpoint_url=endpoint, config=Config(retries=retries, max_pool_connections=THREADS))
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    finished = set(done.read_text().splitlines()) if done.exists() else set()
+    waiting = [(p, o) for p, o in wanted.items() if f"{o.key}\t{o.etag}" not in finished or not p.exists()]
+    size = sum(stored.size for _, stored in waiting)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _answers(address),
+        tqdm(total=size, desc="objects", unit="B", unit_scale=True) as bar,
+        done.open("a") as handle,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        store = Bucket(_client(endpoint), bucket, bar)
+
+        def note(stored: Stored) -> None:
+            handle.write(f"{stored.key}\t{stored.etag}\n")
+            handle.flush()
+
+        for stored in ahead(pool, store.fetch, ((p, o, map) for p, o in waiting if o.size <= PART)):
+            note(stored)
+        for path, stored in ((p, o) for p, o in waiting if o.size > PART):
+            note(store.fetch(path, stored, lambda read, starts: ahead(pool, read, ((start,) for start in starts))))
+
+
+def ahead(pool: Executor, call: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """Results of call(*arguments) in their order, with no more than THREADS + 2 of them begun or waiting to be taken."""
+    begun: deque[Future[T]] = deque()
     try:
-        objects = _list_objects(client, bucket, prefix)
-        if not objects:
-            raise InputError(f"{address}: nothing is stored there; check bucket and prefix")
-        finished = set(done.read_text().splitlines()) if done.exists() else set()
-        waiting = {}
-        for name, entry in objects.items():
-            path = inside(folder, name, address)
-            if f"{entry['Key']}\t{entry['ETag']}" not in finished or not path.exists():
-                waiting[path] = entry
-        bar = tqdm(total=sum(entry["Size"] for entry in waiting.values()), desc="objects", unit="B", unit_scale=True)
-        with ThreadPoolExecutor(THREADS) as pool, bar, done.open("a") as handle:
-            jobs = [pool.submit(_fetch_object, client, bucket, entry, path) for path, entry in waiting.items()]
-            try:
-                for job in as_completed(jobs):
-                    entry = job.result()
-                    handle.write(f"{entry['Key']}\t{entry['ETag']}\n")
-                    handle.flush()
-                    bar.update(entry["Size"])
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        for one in arguments:
+            begun.append(pool.submit(call, *one))
+            if len(begun) == THREADS + 2:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+@contextmanager
+def _answers(address: str) -> Iterator[None]:
+    """What a store refuses, as InputError."""
+    try:
+        yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
         raise InputError(f"{address}: the store answers {code}; check bucket, prefix and rights") from None
     except BotoCoreError as error:
         raise InputError(f"{address}: {' '.join(str(error).split())}") from None
-    return len(objects)
 
 
-def _list_objects(client: Any, bucket: str, prefix: str) -> dict[str, dict[str, Any]]:
-    """Name relative to the prefix -> listing entry; an object that is called like the prefix itself stands alone."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    entries = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
-    alone = [entry for entry in entries if entry["Key"] == prefix]
-    if alone:
-        return {prefix.rpartition("/")[2]: alone[0]}
-    below = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    return {entry["Key"].removeprefix(below): entry for entry in entries if entry["Key"].startswith(below)}
+def _client(endpoint: str | None) -> Any:
+    retries: Any = {"max_attempts": RETRIES, "mode": "standard"}
+    return boto3.client("s3", endpoint_url=endpoint, config=Config(retries=retries, max_pool_connections=THREADS))
 
 
-def _fetch_object(client: Any, bucket: str, entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Download one object through a .part file named after its ETag; check its size, and its MD5 if the ETag is one."""
-    etag = entry["ETag"].strip('"')
-    part = path.with_name(f".{path.name}.{etag}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    have = part.stat().st_size if part.exists() else 0
-    version = {"Bucket": bucket, "Key": entry["Key"], "IfMatch": entry["ETag"]}
-    if have < entry["Size"]:
-        answer = client.get_object(**version, **({"Range": f"bytes={have}-"} if have else {}))
-    else:
-        answer = client.head_object(**version)
-    with part.open("ab") as handle:
-        for block in answer["Body"].iter_chunks(CHUNK) if "Body" in answer else ():
-            handle.write(block)
-    size = part.stat().st_size
-    is_md5 = re.fullmatch(r"[0-9a-f]{32}", etag) and answer.get("ServerSideEncryption") in (None, "AES256")
-    with part.open("rb") as handle:
-        damaged = size != entry["Size"] or (is_md5 and hashlib.file_digest(handle, "md5").hexdigest() != etag)
-    if damaged:
-        part.unlink()
-        raise InputError(f"s3://{bucket}/{entry['Key']}: what arrived differs from what is stored there; run again")
-    part.replace(path)
-    return entry
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket that objects are fetched from."""
+
+    client: Any
+    name: str
+    bar: tqdm
+
+    def fetch(self, path: Path, stored: Stored, each: Callable[..., Iterable[bytes]]) -> Stored:
+        """Download one object through a .part file named after its ETag, going on where that ends, and check it.
+
+        `each` is map, or does the same with several parts at once.
+        """
+        part = path.with_name(f".{path.name}.{stored.etag}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.exists() else 0
+        self.bar.update(min(have, stored.size))
+
+        def read(start: int) -> bytes:
+            return self._read(stored, start, min(start + PART, stored.size) - 1)
+
+        with part.open("ab") as handle:
+            for block in each(read, range(have, stored.size, PART)):
+                handle.write(block)
+                self.bar.update(len(block))
+        if part.stat().st_size != stored.size or not self._is_same(part, stored):
+            part.unlink()
+            raise InputError(
+                f"s3://{self.name}/{stored.key}: what arrived differs from what is stored there; run again"
+            )
+        part.replace(path)
+        return stored
+
+    def _read(self, stored: Stored, first: int, last: int) -> bytes:
+        """Bytes `first` to `last`; botocore repeats a request that fails, but not one whose answer breaks off."""
+        for attempt in range(RETRIES):
+            answer = self.client.get_object(
+                Bucket=self.name, Key=stored.key, IfMatch=f'"{stored.etag}"', Range=f"bytes={first}-{last}"
+            )
+            try:
+                return answer["Body"].read()
+            except BotoCoreError:
+                if attempt == RETRIES - 1:
+                    raise
+        raise AssertionError
+
+    def _is_same(self, path: Path, stored: Stored) -> bool:
+        """Whether a file has the object's checksums, as far as the store tells any.
+
+        The ETag is the MD5 of the bytes, but where a key of a key service encrypts them. A SHA-256 is there where the uploader
+        asked for it. Of an object that was uploaded in N parts both are of the parts' own digests, and the ETag ends in -N.
+        """
+        md5, _, num_parts = stored.etag.partition("-")
+        if not num_parts and _digest(path, hashlib.md5, None).hex() == md5:
+            return True
+        of = {"Bucket": self.name, "Key": stored.key}
+        told = self.client.head_object(**of, ChecksumMode="ENABLED")
+        length = self.client.head_object(**of, PartNumber=1)["ContentLength"] if num_parts else None
+        if length is not None and not length * (int(num_parts) - 1) < stored.size <= length * int(num_parts):
+            return True  # the parts are not all as long as the first, so that nothing more can be told
+        if sha256 := told.get("ChecksumSHA256"):
+            return base64.b64encode(_digest(path, hashlib.sha256, length)).decode() == sha256.partition("-")[0]
+        is_md5 = re.fullmatch("[0-9a-f]{32}", md5) and told.get("ServerSideEncryption") in (None, "AES256")
+        return not is_md5 or _digest(path, hashlib.md5, length).hex() == md5
+
+
+def _digest(path: Path, new: Callable[[], Any], length: int | None) -> bytes:
+    """Digest of a file, or of the digests of its parts of `length` bytes."""
+    with path.open("rb") as handle:
+        if length is None:
+            return hashlib.file_digest(handle, new).digest()
+        total, size = new(), path.stat().st_size
+        for start in range(0, size, length):
+            part, end = new(), min(start + length, size)
+            while (left := end - handle.tell()) > 0:
+                part.update(handle.read(min(left, CHUNK)))
+            total.update(part.digest())
+        return total.digest()

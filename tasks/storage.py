@@ -23,14 +23,18 @@ _held: set[IO[str]] = set()
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well and disappears when it does not."""
+def atomic_file(path: Path, sync: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well and disappears when it does not.
+
+    Without `sync` it outlives the process but not yet the machine: for many files, of which the caller syncs all at once.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        if sync:
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -138,12 +142,14 @@ def link_or_copy(source: Path, target: Path, link: bool = True) -> bool:
         source = source.resolve()
         if target.exists() and _age_and_size(target.stat()) == _age_and_size(stat):
             return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link and stat.st_dev == target.parent.stat().st_dev:
+            target.unlink(missing_ok=True)
+            target.hardlink_to(source)  # whole at once, with nothing to write to the disk
+            return True
         with atomic_file(target) as temporary:
-            if link and source.stat().st_dev == target.parent.stat().st_dev:
-                temporary.hardlink_to(source)
-            else:
-                shutil.copyfile(source, temporary)
-                os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            shutil.copyfile(source, temporary)
+            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     except (PermissionError, FileNotFoundError) as error:
         raise InputError(f"{error.filename}: {error.strerror}; make the file readable or remove it") from None
     return True

@@ -41,7 +41,9 @@ class Format(Protocol):
     It may export `check(table, folder) -> Review` too, for the clean stage: the annotations in `folder` against `table`,
     whose rows have what was found in the files as well. And `classes(folder) -> list[str]`, where the annotations name all
     classes: the position is the class's id, and two may have one name; with it `write_classes(names, folder)`. And `RELEASED`,
-    the MD5 of archives that its authors have released, by their name.
+    the MD5 of archives that its authors have released, by their name. And `place(name) -> str`: where `read` looks for a file
+    that a source, such as a mirror's archive, has under `name`; both relative to the dataset's folder. And
+    `segment(id, start) -> (video, start, end) | None`: the YouTube video that a clip is of, and the seconds of it.
     """
 
     def read(self, folder: Path) -> pd.DataFrame:
@@ -78,6 +80,17 @@ def write_class_names(form: Format, names: Sequence[str], folder: Path) -> None:
 def released(form: Format) -> dict[str, str]:
     """MD5 of released archives by their name; none where the format knows of none."""
     return getattr(form, "RELEASED", {})
+
+
+def place(form: Format, name: str) -> str:
+    """Where below the dataset's folder a source's file belongs: under its own name where the format does not say."""
+    where: Callable[[str], str] | None = getattr(form, "place", None)
+    return where(name) if where else name
+
+
+def segment(form: Format) -> Callable[[str, float], tuple[str, float, float] | None] | None:
+    """The format's `segment`, None where its clips name no videos of YouTube."""
+    return getattr(form, "segment", None)
 
 
 def load_format(name: str) -> Format:

@@ -2,10 +2,11 @@
 
 The one *.json at the top or in annotations/ holds {"database": {ID: {"subset", "duration" (s), "frame" (how many; optional),
 "annotations": [{"segment": [start, end] (s), "label"}]}}}. Beside it may lie category_idx.txt, one class a line, and
-block_list.txt, one ID a line of videos to leave out. A video is ID.mp4, or has another ending, in videos/, raw_data/video/
-or video/: the first that is there. Elsewhere it is where the entry's own "path" says. classifier.json, where it lies there too,
-is what a classifier of whole videos says, as CUHK's scores for ActivityNet are published: {"results": {ID: [score of each
-class, in [0, 1]]}, "class": [their names]}, or {"results": {ID: {LABEL: score}}}. It must know all videos of the test split.
+block_list.txt, one ID a line of videos to leave out. A video is ID.mp4, or has another ending, in videos/, raw_data/video/ or
+video/, or in validation/ or test/ as THUMOS-14's archives have it: the first that is there. Elsewhere it is where the entry's
+own "path" says. classifier.json, where it lies there too, is what a classifier of whole videos says, as CUHK's scores for
+ActivityNet are published: {"results": {ID: [score of each class, in [0, 1]]}, "class": [their names]}, or {"results": {ID:
+{LABEL: score}}}. It must know all videos of the test split.
 
 `training` is trained on and `validation` is the test split, as all published numbers have it. Where `testing` has segments,
 that is the test split and `validation` is val; else the truth of `testing` is withheld, and its videos are left out.
@@ -30,7 +31,7 @@ from tasks.datasets import Finding, Review, Severity
 
 ANNOTATIONS, CLASS_MAP, CLASSIFIER = "annotations.json", "category_idx.txt", "classifier.json"
 BLOCK_LISTS = ("block_list.txt", "missing_files.txt")
-PLACES = ("videos", "raw_data/video", "video")
+PLACES = ("videos", "raw_data/video", "video", "validation", "test", "TH14_validation_set_mp4", "TH14_test_set_mp4")
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts")
 SUBSETS = ("training", "validation", "testing")
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]

@@ -2,6 +2,8 @@
 
 A clip is the file video/{ytid}_{start:06d}.mp4. vggsound.csv has the columns YouTube id, start second, label, split;
 the official split files have {ytid}_{start:06d}.mp4, label. Every field is text: ids may look like numbers or like NA.
+Archives of 10,000 clips each, in which the clips go from hand to hand, keep them in folders of their own; `download` brings
+them to video/.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -17,6 +19,7 @@ from models.family import InputError
 from tasks import storage
 
 CSV = "vggsound.csv"
+SECONDS = 10.0  # of a clip
 SPLITS = ("train", "test")
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 FILE_NAME = re.compile(r"(?P<ytid>.+)_(?P<start>\d{6})\.mp4")
@@ -25,6 +28,19 @@ FILE_NAME = re.compile(r"(?P<ytid>.+)_(?P<start>\d{6})\.mp4")
 def clip_id(ytid: str, start: int) -> str:
     """The name that VGGSound gives a clip's file, without its ending."""
     return f"{ytid}_{start:06d}"
+
+
+def place(name: str) -> str:
+    """Where `read` looks for a file that a mirror keeps in another folder."""
+    file = PurePosixPath(name).name
+    if FILE_NAME.fullmatch(file):
+        return f"video/{file}"
+    return file if file in (CSV, *(f"{split}.csv" for split in SPLITS)) else name
+
+
+def segment(clip: str, start: float) -> tuple[str, float, float]:
+    """The YouTube video of a clip, and the seconds of it: ten from its start."""
+    return clip.rpartition("_")[0], start, start + SECONDS
 
 
 def class_of(annotation: str) -> str:

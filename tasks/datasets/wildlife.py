@@ -1,8 +1,8 @@
 """Species and behaviour: train.csv, val.csv and test.csv with the columns `video_path`, `species` and `activity`.
 
-They lie in metadata/ or beside the videos, and a video is `video_path` from that folder on. In the data folder of someone
-who has prepared clips already they lie in raw/metadata/, and a clip is the pair processed/video_frames/ID.pt and
-processed/mel_spectrograms/ID.npy. ID is the `video_path` with _ for / and \\, and without .mp4.
+They lie in metadata/ or beside the videos, and a video is `video_path` from that folder on, or from clips/ or videos/ in it, as
+MammAlps comes. In the data folder of someone who has prepared clips already they lie in raw/metadata/, and a clip is the pair
+processed/video_frames/ID.pt and processed/mel_spectrograms/ID.npy. ID is the `video_path` with _ for / and \\, and without .mp4.
 
 An empty label or -1 says that nobody annotated it. A column `event` names the clips that show the same moment; without one,
 clips named as MammAlps names them (Gabeff et al. 2025; S1_C3_E144_V0060_ID1_T1_c0.mp4) belong to their site's event, and
@@ -27,6 +27,7 @@ HEADER = ["video_path", *HEADS]
 SPLITS = ("train", "val", "test")
 COLUMNS = ["id", "path", "split", "start", "group", "annotation"]
 PLACES = ("metadata", ".", "raw/metadata")
+FOLDERS = ("clips", "videos")  # of videos, which paths may leave out
 PREPARED = "processed/video_frames"  # the pictures of the layout whose annotations lie in raw/metadata
 MAMMALPS = re.compile(r"(?P<site>S\d+)_C\d+_(?P<event>E\d+)_V\d+.*")
 
@@ -73,6 +74,8 @@ def read(folder: Path) -> pd.DataFrame:
         if split == "val" and not path.is_file():
             continue
         for where, fields in _lines(path):
+            if place != "raw/metadata":
+                fields["video_path"] = _path_of(folder, fields["video_path"])
             made = _row(where, fields, split, prepared=place == "raw/metadata")
             if made["id"] in seen:
                 raise InputError(f"{where}: {fields['video_path']} is listed in {seen[made['id']]} too; keep one")
@@ -99,6 +102,13 @@ def write(table: pd.DataFrame, folder: Path) -> None:
                     labels = json.loads(clip["annotation"])
                     fields = [path, *(labels[head] or "" for head in HEADS), clip["group"]]
                     writer.writerow(fields[: len(header)])
+
+
+def _path_of(folder: Path, path: str) -> str:
+    """A video's path with the folder that it leaves out, where only there it is a file."""
+    told = path.replace("\\", "/")
+    tried = [path, *(f"{name}/{told}" for name in FOLDERS)] if path.isprintable() else [path]
+    return next((one for one in tried if (folder / one.replace("\\", "/")).is_file()), path)
 
 
 def _row(where: str, fields: dict[str, str], split: str, prepared: bool) -> dict[str, object]:

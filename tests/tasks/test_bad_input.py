@@ -32,7 +32,9 @@ CSV = "".join(
     f"{label[0]}{k},1,{label},{'test' if k == 3 else 'train'}\n" for label in ("dog", "rain") for k in range(4)
 )
 SMALL = {
-    "download.sounds": {"source": "source", "format": "vggsound", "sha256": None, "endpoint": None, "demo": None},
+    "download.sounds": {
+        "source": "source", "format": "vggsound", "sha256": None, "endpoint": None, "demo": None, "youtube": None,
+    },
     "subset.sounds": {"mode": "counts", "num_classes": 2, "num_train": 9, "num_test": 9, "media": "none", "seed": 1},
     "clean.sounds.workers": 1,
     "clean.sounds.val_share": 0.34,
