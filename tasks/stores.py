@@ -156,6 +156,19 @@ def note_shard(
     return rows
 
 
+def shard_table(
+    build: Callable[..., list[dict[str, Any]]],
+    root: Path,
+    clips: pd.DataFrame,
+    number: int,
+    settings: Stores,
+    work: Path,
+) -> pd.DataFrame:
+    """What `build` says of a shard, as a table: all shards together would be an object for each value."""
+    rows = build(root, clips.to_dict("records"), number, settings, work)
+    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, "mel"])
+
+
 BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
 
 
@@ -208,7 +221,7 @@ def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, f
 def stores(dataset: str, settings: Stores) -> dict[str, float]:
     """Write data/<dataset>/stores; returns the statistics."""
     root, name = storage.DATA / dataset, f"stores.{dataset}"
-    table = manifest.read_clean(dataset)
+    table = manifest.read_clean(dataset, ["id", "path", "split", "duration", "frames", "has_audio"])
     if min(settings.shards, settings.workers, settings.sample_rate) < 1:
         raise InputError(f"params.yaml: {name}: shards, workers and sample_rate must be 1 or more")
     if min(settings.num_frames, settings.frame_step) != 0 or max(settings.num_frames, settings.frame_step) < 1:
@@ -219,24 +232,22 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         storage.file_digest(Path(str(module.__file__)))
         for module in (video, audio, sound_files, clip_files, prepared, picture_folder, archive_rows)
     ]
-    identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
+    listed = storage.file_digest(manifest.manifest_path(dataset))
+    identity = [asdict(settings.preparation), settings.codec, settings.shards, listed, code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
-        clips = table.to_dict("records")
         is_here = settings.scheduler == "processes"
         (work / "stores").mkdir(exist_ok=True)
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
-        build = BUILDERS.get(Path(clips[0]["path"]).suffix, build_shard)
-        jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
+        build = BUILDERS.get(Path(table["path"].iloc[0]).suffix, build_shard)
+        jobs = [(build, source, table.iloc[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
-            results = workers.work(build, jobs, settings.workers, len(clips), "stores")
+            results = workers.work(shard_table, jobs, settings.workers, len(table), "stores")
         else:
-            results = cluster.work(build, jobs, settings.workers, settings.scheduler, "stores")
+            results = cluster.work(shard_table, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
-        rows = pd.DataFrame(
-            [row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, *STEP, "mel"]
-        )
+        rows = pd.concat(results, ignore_index=True)
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
         stats = finish(table, rows, work / "stores")
