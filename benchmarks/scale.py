@@ -140,20 +140,29 @@ def probe_some(rows: int) -> dict[str, float]:
 
 
 def make_stores(rows: int) -> None:
-    """`stores` with each MP4 decoded once a worker."""
+    """`stores` with each MP4 decoded, and the statistics of its sound taken, once a worker."""
+    import numpy as np
+
+    from models.transforms import LogMel
     from tasks import params, stores
     from tasks.data import video
 
-    decode = functools.cache(lambda inode, preparation: video_of[inode](preparation))
-    video_of: dict[int, Callable[[Any], Any]] = {}
-    read_clip = video.read_clip
+    read_clip, mel_sums = video.read_clip, stores.mel_sums
+    clips: dict[int, Any] = {}
+    sums: dict[int, tuple[float, float, int]] = {}
 
-    def remembered(path: Path, preparation: video.Preparation) -> Any:
+    def decoded(path: Path, preparation: video.Preparation) -> Any:
         inode = path.stat().st_ino
-        video_of.setdefault(inode, functools.partial(read_clip, path))
-        return decode(inode, preparation)
+        if inode not in clips:
+            clips[inode] = read_clip(path, preparation)
+        return clips[inode]
 
-    video.read_clip = remembered
+    def summed(wave: np.ndarray, mel: LogMel) -> tuple[float, float, int]:
+        if id(wave) not in sums:
+            sums[id(wave)] = mel_sums(wave, mel)
+        return sums[id(wave)]
+
+    video.read_clip, stores.mel_sums = decoded, summed
     stores.stores(dataset_name(rows), params.stage(stores.Stores, "stores", dataset_name(rows)))
 
 
