@@ -44,6 +44,7 @@ READERS = {clip_files.PICTURE: picture_folder, clip_files.ROW: archive_rows}  # 
 KINDS = {
     "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
 }  # fmt: skip
+MEL = ("mel_sum", "mel_squares", "mel_count")  # of each clip's log-mel, as `sums` gives them
 STEP = {"step": float}  # seconds from one stored frame to the next; in the index where frame_step chose them
 
 
@@ -166,7 +167,9 @@ def shard_table(
 ) -> pd.DataFrame:
     """What `build` says of a shard, as a table: all shards together would be an object for each value."""
     rows = build(root, clips.to_dict("records"), number, settings, work)
-    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, "mel"])
+    for row in rows:
+        row |= dict(zip(MEL, row.pop("mel", ()), strict=False))
+    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL])
 
 
 BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
@@ -190,30 +193,31 @@ def sums(values: torch.Tensor) -> tuple[float, float, int]:
 
 def statistics(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
     """Log-mel mean and deviation over the train clips' frames, and what the stores hold. Sums do not depend on order."""
-    good = rows[rows["reason"] == ""]
-    heard = good[good["has_audio"].astype(bool)]
-    sums = heard.loc[heard["split"] == "train", "mel"].tolist()
-    total, squares, count = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 1.0, 1.0)
+    good = rows["reason"] == ""
+    heard = good & rows["has_audio"].eq(True)
+    train = heard & (rows["split"] == "train")
+    total, squares, count = (math.fsum(rows.loc[train, name]) for name in MEL) if train.any() else (0.0, 1.0, 1.0)
+    num_good, num_heard = int(good.sum()), int(heard.sum())
     mean = total / max(count, 1)
     return {
         "mel_mean": round(mean, 6),
         "mel_std": round(max(squares / max(count, 1) - mean**2, 1e-12) ** 0.5, 6),
-        "clips": len(good),
-        "seconds": round(float(table.loc[table["id"].isin(good["id"]), "duration"].sum()), 3),
+        "clips": num_good,
+        "seconds": round(float(table.loc[~table["id"].isin(rows.loc[~good, "id"]), "duration"].sum()), 3),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "without_sound": len(good) - len(heard),
-        "share_without_sound": round(1 - len(heard) / max(len(good), 1), 6),
-        "failed": len(rows) - len(good),
+        "without_sound": num_good - num_heard,
+        "share_without_sound": round(1 - num_heard / max(num_good, 1), 6),
+        "failed": len(rows) - num_good,
     }
 
 
 def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
     """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics."""
-    good, failed = rows[rows["reason"] == ""], rows[rows["reason"] != ""]
+    good = rows["reason"] == ""
     stats = statistics(table, rows, folder)
     kinds = KINDS | (STEP if rows["step"].notna().any() else {})
-    good[["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
-    quarantine.write_list(failed, folder / "quarantine.csv")
+    rows.loc[good, ["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
+    quarantine.write_list(rows[~good], folder / "quarantine.csv")
     (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
 
