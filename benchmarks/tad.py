@@ -39,7 +39,7 @@ import torch
 from models import segment_scores, segments
 from models.adatad import FAMILY
 from models.segments import Segments
-from tasks import quarantine, stores
+from tasks import stores
 from tasks.data import video
 from tasks.data.frame_store import FrameStore
 from tasks.data.windows import WindowDataset
@@ -241,9 +241,8 @@ def make_videos(folder: Path) -> pd.DataFrame:
 
 def write_stores(table: pd.DataFrame, folder: Path) -> FrameStore:
     """What the stage `stores` makes of them."""
-    rows = stores.build_shard(folder, table.to_dict("records"), 0, STORES, folder)  # pyright: ignore[reportArgumentType]
-    columns = [*quarantine.COLUMNS, *stores.KINDS, *stores.STEP, "mel"]
-    stores.finish(table, pd.DataFrame(rows, columns=columns), folder / "stores")
+    rows = stores.shard_table(stores.build_shard, folder, table, 0, STORES, folder)  # pyright: ignore[reportArgumentType]
+    stores.finish(table, rows, folder / "stores")
     return FrameStore(folder / "stores")
 
 

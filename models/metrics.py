@@ -259,8 +259,9 @@ def bootstrap(
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
     values = []
-    for start in range(0, num_bootstrap, 100):
-        rounds = min(100, num_bootstrap - start)
+    step = max(1, min(100, tag_scores.CHUNK // len(member)))  # rounds at once: what they weigh is held as numbers
+    for start in range(0, num_bootstrap, step):
+        rounds = min(step, num_bootstrap - start)
         drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=rounds)
         values.append(statistic(drawn[:, member].astype(np.float64)))
     low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])

@@ -127,12 +127,13 @@ def judge(table: pd.DataFrame, settings: Clean) -> pd.DataFrame:
     for column, bad, asked, reason, detail in checks:
         if asked:
             table.loc[(table["reason"] == "") & (table[column] == bad), ["reason", "detail"]] = [reason, detail]
-    for _, copies in table[table["reason"] == ""].groupby("checksum"):
-        # Test's stays, so that nothing is scored that was trained on.
-        first, places = copies.sort_values("split", key=rank_of, kind="stable").iloc[0], rank_of(copies["split"])
-        others = copies.index[places > places.min()]
-        detail = f"the same bytes as {first['id']} in {first['split']}"
-        table.loc[others, ["reason", "detail"]] = ["duplicate", detail]
+    usable = table.loc[table["reason"] == "", ["id", "split", "checksum"]]
+    # Test's stays, so that nothing is scored that was trained on.
+    kept = usable.sort_values("split", key=rank_of, kind="stable").drop_duplicates("checksum").set_index("checksum")
+    clip, split = (usable["checksum"].map(kept[name]) for name in ("id", "split"))
+    others = usable.index[rank_of(usable["split"]) > rank_of(split)]
+    table.loc[others, "reason"] = "duplicate"
+    table.loc[others, "detail"] = "the same bytes as " + clip[others] + " in " + split[others]
     return table
 
 

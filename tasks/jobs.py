@@ -70,10 +70,9 @@ def count_classes(clips: Sequence[Mapping[str, Any]], head: str, names: Sequence
     return [named[name] + told[number] for number, name in enumerate(names)]
 
 
-def train_annotations(dataset: str, features: Path | None = None) -> list[dict[str, Any]]:
+def train_annotations(dataset: str, features: Path | None = None) -> Sequence[Mapping[str, Any]]:
     """The annotations of the train split's clips, in their order; without those that lack features where these matter."""
-    table = manifest.read(dataset, features)
-    return manifest.annotations(table[table["split"] == "train"])
+    return manifest.annotations(manifest.read(dataset, features, ["id", "annotation"], "train"))
 
 
 def open_clips(job: Job, split: str, training: bool) -> Clips:

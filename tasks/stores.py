@@ -44,6 +44,7 @@ READERS = {clip_files.PICTURE: picture_folder, clip_files.ROW: archive_rows}  # 
 KINDS = {
     "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
 }  # fmt: skip
+MEL = ("mel_sum", "mel_squares", "mel_count")  # of each clip's log-mel, as `sums` gives them
 STEP = {"step": float}  # seconds from one stored frame to the next; in the index where frame_step chose them
 
 
@@ -156,6 +157,21 @@ def note_shard(
     return rows
 
 
+def shard_table(
+    build: Callable[..., list[dict[str, Any]]],
+    root: Path,
+    clips: pd.DataFrame,
+    number: int,
+    settings: Stores,
+    work: Path,
+) -> pd.DataFrame:
+    """What `build` says of a shard, as a table: all shards together would be an object for each value."""
+    rows = build(root, clips.to_dict("records"), number, settings, work)
+    for row in rows:
+        row |= dict(zip(MEL, row.pop("mel", ()), strict=False))
+    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL])
+
+
 BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
 
 
@@ -177,30 +193,31 @@ def sums(values: torch.Tensor) -> tuple[float, float, int]:
 
 def statistics(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
     """Log-mel mean and deviation over the train clips' frames, and what the stores hold. Sums do not depend on order."""
-    good = rows[rows["reason"] == ""]
-    heard = good[good["has_audio"].astype(bool)]
-    sums = heard.loc[heard["split"] == "train", "mel"].tolist()
-    total, squares, count = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 1.0, 1.0)
+    good = rows["reason"] == ""
+    heard = good & rows["has_audio"].eq(True)
+    train = heard & (rows["split"] == "train")
+    total, squares, count = (math.fsum(rows.loc[train, name]) for name in MEL) if train.any() else (0.0, 1.0, 1.0)
+    num_good, num_heard = int(good.sum()), int(heard.sum())
     mean = total / max(count, 1)
     return {
         "mel_mean": round(mean, 6),
         "mel_std": round(max(squares / max(count, 1) - mean**2, 1e-12) ** 0.5, 6),
-        "clips": len(good),
-        "seconds": round(float(table.loc[table["id"].isin(good["id"]), "duration"].sum()), 3),
+        "clips": num_good,
+        "seconds": round(float(table.loc[~table["id"].isin(rows.loc[~good, "id"]), "duration"].sum()), 3),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "without_sound": len(good) - len(heard),
-        "share_without_sound": round(1 - len(heard) / max(len(good), 1), 6),
-        "failed": len(rows) - len(good),
+        "without_sound": num_good - num_heard,
+        "share_without_sound": round(1 - num_heard / max(num_good, 1), 6),
+        "failed": len(rows) - num_good,
     }
 
 
 def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
     """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics."""
-    good, failed = rows[rows["reason"] == ""], rows[rows["reason"] != ""]
+    good = rows["reason"] == ""
     stats = statistics(table, rows, folder)
     kinds = KINDS | (STEP if rows["step"].notna().any() else {})
-    good[["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
-    quarantine.write_list(failed, folder / "quarantine.csv")
+    rows.loc[good, ["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
+    quarantine.write_list(rows[~good], folder / "quarantine.csv")
     (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
 
@@ -208,7 +225,7 @@ def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, f
 def stores(dataset: str, settings: Stores) -> dict[str, float]:
     """Write data/<dataset>/stores; returns the statistics."""
     root, name = storage.DATA / dataset, f"stores.{dataset}"
-    table = manifest.read_clean(dataset)
+    table = manifest.read_clean(dataset, ["id", "path", "split", "duration", "frames", "has_audio"])
     if min(settings.shards, settings.workers, settings.sample_rate) < 1:
         raise InputError(f"params.yaml: {name}: shards, workers and sample_rate must be 1 or more")
     if min(settings.num_frames, settings.frame_step) != 0 or max(settings.num_frames, settings.frame_step) < 1:
@@ -219,24 +236,22 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         storage.file_digest(Path(str(module.__file__)))
         for module in (video, audio, sound_files, clip_files, prepared, picture_folder, archive_rows)
     ]
-    identity = [asdict(settings.preparation), settings.codec, settings.shards, table.to_json(), code]
+    listed = storage.file_digest(manifest.manifest_path(dataset))
+    identity = [asdict(settings.preparation), settings.codec, settings.shards, listed, code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
-        clips = table.to_dict("records")
         is_here = settings.scheduler == "processes"
         (work / "stores").mkdir(exist_ok=True)
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
-        build = BUILDERS.get(Path(clips[0]["path"]).suffix, build_shard)
-        jobs = [(source, clips[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
+        build = BUILDERS.get(Path(table["path"].iloc[0]).suffix, build_shard)
+        jobs = [(build, source, table.iloc[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
-            results = workers.work(build, jobs, settings.workers, len(clips), "stores")
+            results = workers.work(shard_table, jobs, settings.workers, len(table), "stores")
         else:
-            results = cluster.work(build, jobs, settings.workers, settings.scheduler, "stores")
+            results = cluster.work(shard_table, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
-        rows = pd.DataFrame(
-            [row for part in results for row in part], columns=[*quarantine.COLUMNS, *KINDS, *STEP, "mel"]
-        )
+        rows = pd.concat(results, ignore_index=True)
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
         stats = finish(table, rows, work / "stores")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from models import metrics, scoring
+from models import metrics, scoring, tag_scores
 from models.family import ClipInfo, Evaluation, Example, Results, Table
 
 MEASURES = ("top1", "top5", "balanced_accuracy", "macro_f1", "map", "ece")
@@ -180,7 +180,7 @@ def _present(features: np.ndarray) -> np.ndarray:
 
 
 def _predictions(probabilities: np.ndarray, truth: np.ndarray, labels: list[str], clips: Sequence[ClipInfo]) -> Table:
-    names, best = np.array(labels, dtype=object), np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    names, best = np.array(labels, dtype=object), tag_scores.best_tags(probabilities, 5)
     frame = pd.DataFrame({"clip": [c.id for c in clips], "group": [c.group for c in clips], "truth": names[truth]})
     for rank, column in enumerate(best.T, start=1):
         frame[f"prediction_{rank}"] = names[column]

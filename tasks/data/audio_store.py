@@ -18,9 +18,10 @@ import numpy as np
 from models.family import InputError
 from tasks import storage
 from tasks.data import audio
-from tasks.data.frame_store import find, read_index, shard_name
+from tasks.data.frame_store import Places, find, read_index, shard_name
 
 CODECS: tuple[audio.Codec, ...] = ("pcm16", "flac", "mp3")
+CACHE = 1 << 16  # bytes of what was read that HDF5 keeps of a file; up to 32 MB, times the shards, if it may
 
 
 class _Disk(io.FileIO):
@@ -108,6 +109,10 @@ class AudioShard:
         if self._file is None or self._process != os.getpid():  # HDF5 does not survive a fork
             try:
                 self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+                limits = self._file.id.get_mdc_config()
+                limits.set_initial_size = True
+                limits.initial_size = limits.min_size = limits.max_size = CACHE
+                self._file.id.set_mdc_config(limits)
             except OSError as error:
                 reason = " ".join(str(error).split())
                 raise InputError(
@@ -144,7 +149,7 @@ class AudioStore:
         self.folder = folder
         index = read_index(folder)
         index = index[index["has_audio"]]
-        self.places = {clip: row for row, clip in enumerate(index["id"])}
+        self.places = Places(index["id"])
         self._shard, self._row = index["shard"].to_numpy(), index["audio_row"].to_numpy()
         self._count = len(list(folder.glob("audio-*.h5")))
         self._shards: dict[int, AudioShard] = {}

@@ -50,24 +50,29 @@ class Probe:
     still: bool  # five frames from first to last look the same
 
 
+def suffix_of(path: str | Path) -> str:
+    """A path's ending with its dot; one that is a Path already is not taken apart anew, for there may be many."""
+    return path.suffix if isinstance(path, Path) else Path(path).suffix
+
+
 def is_prepared(path: str | Path) -> bool:
     """Whether a clip's path names such a clip: its pictures."""
-    return Path(path).suffix == SUFFIX
+    return suffix_of(path) == SUFFIX
 
 
 def is_pictures(path: str | Path) -> bool:
     """Whether a clip's path names a folder of pictures: its first one."""
-    return Path(path).suffix == PICTURE
+    return suffix_of(path) == PICTURE
 
 
 def is_features(path: str | Path) -> bool:
     """Whether a clip's path names features of its frames."""
-    return Path(path).suffix == FEATURES
+    return suffix_of(path) == FEATURES
 
 
 def is_row(path: str | Path) -> bool:
     """Whether a clip's path names a row of an archive: ARCHIVE.tsv/ID.row."""
-    return Path(path).suffix == ROW
+    return suffix_of(path) == ROW
 
 
 def is_there(path: Path) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.frame_store import INDEX, find
+from tasks.data.frame_store import INDEX, Places, find
 
 SOURCE = "source.json"  # beside the index: the phase that made the features, its weights, and the kind of numbers
 
@@ -36,9 +35,9 @@ class FeatureStore:
             family = folder.parent.name
             raise InputError(f"{folder / INDEX} not found; run `python -m tasks.features {family}` first")
         self.folder = folder
-        index = pd.read_parquet(folder / INDEX)
-        self.places = {clip: row for row, clip in enumerate(index["id"])}
-        self._times: list[Any] = index["times"].tolist()
+        index = pq.read_table(folder / INDEX, columns=["id", "times"])
+        self.places = Places(index["id"].to_pandas())
+        self._times = index["times"].combine_chunks()
 
     @property
     def ids(self) -> list[str]:
@@ -47,7 +46,8 @@ class FeatureStore:
 
     def read(self, clip: str) -> tuple[np.ndarray, np.ndarray]:
         """(T, D) float32 of a clip, and the seconds (T,) float32 at which its frames are shown."""
-        times = np.asarray(self._times[find(self.places, clip, self.folder)], np.float32)
+        place = find(self.places, clip, self.folder)
+        times = np.asarray(self._times[place].values, np.float32)
         path = self.folder / f"{clip}.npy"
         try:
             features = np.load(path, allow_pickle=False).astype(np.float32)

@@ -9,18 +9,22 @@ from __future__ import annotations
 import binascii
 import json
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import simplejpeg
 
 from models.family import InputError
 from tasks import storage
+from tasks.data import manifest
 
 INDEX = "index.parquet"
+BLOCK = 1 << 16  # bytes that the system maps at once around a page
 
 
 def write_frames(path: Path, rows: Iterable[tuple[str, int, int, Sequence[bytes]]]) -> int:
@@ -100,6 +104,12 @@ class FrameShard:
         told = json.loads(bytes(view[tabs[0] : tabs[1] - 1 if len(tabs) > 1 else len(view)]))
         return told["width"], told["height"]
 
+    def forget(self, number: int) -> None:
+        """Let go of a row's pages, which stay in the system's cache: else a process grows by all that it ever read."""
+        data, start, end = self._span(number)
+        first = start // BLOCK * BLOCK
+        data.madvise(mmap.MADV_DONTNEED, first, min(-(-end // BLOCK) * BLOCK, len(data)) - first)
+
     def num_frames(self, number: int) -> int:
         """How many JPEGs the row holds."""
         return len(self.row(number)[1]) - 1
@@ -114,15 +124,42 @@ class FrameShard:
             raise InputError(f"{self.path} row {number} is damaged; run the stores stage again") from None
 
 
+class Places(Mapping[str, int]):
+    """The row of each id of a column, found by halving: a dict would hold an object for each id, in each worker anew."""
+
+    def __init__(self, ids: pd.Series) -> None:
+        texts = manifest.packed(ids)
+        order = pc.sort_indices(texts)  # pyright: ignore[reportAttributeAccessIssue]
+        self._rows, self._ids = order.to_numpy(), texts.take(order)  # as UTF-8 sorts, so do Python's strings
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids.take(np.argsort(self._rows)).to_pylist())
+
+    def __getitem__(self, clip: str) -> int:
+        at = bisect_left(range(len(self)), clip, key=lambda place: self._ids[place].as_py())
+        if at == len(self) or self._ids[at].as_py() != clip:
+            raise KeyError(clip)
+        return int(self._rows[at])
+
+    def missing(self, ids: pd.Series) -> list[str]:
+        """Those of the ids that have no row, sorted."""
+        wanted = manifest.packed(ids)
+        known = pc.is_in(wanted, self._ids)  # pyright: ignore[reportAttributeAccessIssue]
+        return sorted(wanted.filter(~known.to_numpy(zero_copy_only=False)).to_pylist())
+
+
 class FrameStore:
     """The shards of a dataset's stores folder, by clip id."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index = read_index(folder)
-        self.places = {clip: row for row, clip in enumerate(self.index["id"])}
-        self._shard, self._row, self._num_frames = (self.index[c].to_numpy() for c in ("shard", "row", "num_frames"))
-        self._step = self.index["step"].to_numpy() if self.has_steps else None
+        index = read_index(folder)
+        self.places = Places(index["id"])
+        self._shard, self._row, self._num_frames = (index[c].to_numpy() for c in ("shard", "row", "num_frames"))
+        self._step = index["step"].to_numpy() if "step" in index else None
         self._shards: dict[int, FrameShard] = {}
         self._count = len(list(folder.glob("frames-*.tsv")))
 
@@ -140,7 +177,7 @@ class FrameStore:
     @property
     def has_steps(self) -> bool:
         """Whether stored frames follow each other at a step in time that is known."""
-        return "step" in self.index
+        return self._step is not None
 
     def num_frames(self, clip: str) -> int:
         """Stored frames of a clip."""
@@ -157,7 +194,9 @@ class FrameStore:
         number = int(self._shard[place])
         if number not in self._shards:
             self._shards[number] = FrameShard(self.folder / shard_name("frames", number, self._count, "tsv"))
-        return self._shards[number].jpegs(int(self._row[place]), columns)
+        jpegs = self._shards[number].jpegs(int(self._row[place]), columns)
+        self._shards[number].forget(int(self._row[place]))
+        return jpegs
 
     def decode(self, clip: str, columns: Sequence[int]) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of the chosen columns."""
@@ -191,6 +230,7 @@ def read_index(folder: Path) -> pd.DataFrame:
 
 def find(places: Mapping[str, int], clip: str, folder: Path) -> int:
     """A clip's place in the index; InputError where the stores lack it."""
-    if clip not in places:
-        raise InputError(f"{folder} holds no clip {clip}; run the stores stage again")
-    return places[clip]
+    try:
+        return places[clip]
+    except KeyError:
+        raise InputError(f"{folder} holds no clip {clip}; run the stores stage again") from None

@@ -27,6 +27,7 @@ __all__ = [
     "ClipDataset", "GlobalBatches", "InOrder", "build_loader", "chosen_columns", "frame_columns", "open_split",
     "read_batches",
 ]  # fmt: skip
+COLUMNS = ("id", "path", "duration", "has_video", "has_audio", "annotation")  # of the manifest
 
 
 class ClipDataset(Dataset[Batch]):
@@ -43,9 +44,8 @@ class ClipDataset(Dataset[Batch]):
         training: bool = False,
         feature_store: FeatureStore | None = None,
     ) -> None:
-        self.ids: list[str] = table["id"].tolist()
-        self.has_video: list[bool] = table["has_video"].tolist()
-        self.has_audio: list[bool] = table["has_audio"].tolist()
+        self.ids = manifest.Column(table["id"], str)
+        self.has_video, self.has_audio = table["has_video"].to_numpy(), table["has_audio"].to_numpy()
         self.annotations = manifest.annotations(table)
         self.frame_store, self.audio_store = frame_store, audio_store
         self.feature_store = feature_store
@@ -119,8 +119,7 @@ def open_split(
     `features` is the folder of the clips' features; those that have none are left out, whatever the phase takes.
     InputError when the stores lack clips of the manifest, or what the phase takes of them.
     """
-    table = manifest.read(dataset, features)
-    table = table[table["split"] == split].reset_index(drop=True)
+    table = manifest.read(dataset, features, COLUMNS, split)
     folder = storage.DATA / dataset / "stores"
     frame_store, audio_store = open_stores(folder)
     if isinstance(audio_store, PreparedSounds) and spec.audio_seconds and not spec.takes_mel:
@@ -128,8 +127,7 @@ def open_split(
             f"{folder} holds spectrograms that were prepared elsewhere and this phase hears waveforms; "
             "name a dataset of videos"
         )
-    missing = sorted(set(table["id"]) - set(frame_store.ids))
-    if missing:
+    if missing := frame_store.places.missing(table["id"]):
         raise InputError(
             f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
             f"run `python -m tasks.stores {dataset}` again"
@@ -150,6 +148,6 @@ def open_split(
 def open_features(folder: Path, table: pd.DataFrame) -> FeatureStore:
     """The features of these clips; InputError where some have none."""
     store = FeatureStore(folder)
-    if missing := sorted(set(table["id"]) - set(store.ids)):
+    if missing := store.places.missing(table["id"]):
         raise InputError(f"{folder} lacks {len(missing)} clips ({missing[0]}, …); run the features stage again")
     return store

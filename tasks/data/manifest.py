@@ -1,10 +1,12 @@
 """The manifest: one row for every usable clip of a dataset, in Parquet."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import pandas as pd
+import pyarrow as pa
 
 from models.family import ClipInfo, InputError
 from tasks import storage
@@ -15,6 +17,34 @@ COLUMNS = [
 ]  # fmt: skip
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.json"  # beside it: names by id, where the format lists all classes
+T = TypeVar("T")
+
+
+class Column(Sequence[T]):
+    """Many rows of text in one buffer, each made into what it means when it is asked for.
+
+    A list would hold an object for each row, and a forked worker its own copy of all: counting references writes to them.
+    """
+
+    def __init__(self, texts: pd.Series, make: Callable[[str], T]) -> None:
+        self.texts, self.make = packed(texts), make
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, row: int) -> T: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[T]: ...
+    def __getitem__(self, row: int | slice) -> T | list[T]:
+        found = self.texts[row]
+        return [self.make(text) for text in found.to_pylist()] if isinstance(row, slice) else self.make(found.as_py())
+
+
+def packed(texts: pd.Series) -> pa.Array:
+    """A column of text in one buffer."""
+    array = pa.array(texts, pa.large_string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def manifest_path(dataset: str) -> Path:
@@ -22,27 +52,34 @@ def manifest_path(dataset: str) -> Path:
     return storage.DATA / dataset / "clean" / "manifest.parquet"
 
 
-def read_clean(dataset: str) -> pd.DataFrame:
-    """The manifest as the clean stage left it, sorted by split and id; `path` is relative to data/<dataset>."""
+def read_clean(dataset: str, columns: Sequence[str] | None = None, split: str = "") -> pd.DataFrame:
+    """The manifest as the clean stage left it, sorted by split and id; `path` is relative to data/<dataset>.
+
+    `columns` and `split` ask for a part of it: of hundreds of thousands of clips the whole takes its room.
+    """
     path = manifest_path(dataset)
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.clean {dataset}` (or dvc repro clean@{dataset})")
     try:
-        return pd.read_parquet(path)
+        filters = [("split", "==", split)] if split else None
+        return pd.read_parquet(path, columns=None if columns is None else list(columns), filters=filters)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable Parquet file ({_line(error)}); run the clean stage again") from None
 
 
-def read(dataset: str, features: Path | None = None) -> pd.DataFrame:
+def read(
+    dataset: str, features: Path | None = None, columns: Sequence[str] | None = None, split: str = ""
+) -> pd.DataFrame:
     """The manifest without the clips that later stages put into quarantine, so that each row can be trained on.
 
-    These are the stores stage and, where its folder is given, the features stage.
+    These are the stores stage and, where its folder is given, the features stage. A part of it has `id` among its columns.
     """
-    table = read_clean(dataset)
+    table = read_clean(dataset, columns, split)
     for folder in filter(None, (storage.DATA / dataset / "stores", features)):
         if (folder / "quarantine.csv").is_file():
             lost = pd.read_csv(folder / "quarantine.csv", dtype=str, keep_default_na=False)["id"]
-            table = table[~table["id"].isin(lost)].reset_index(drop=True)
+            if len(lost):
+                table = table[~table["id"].isin(lost)].reset_index(drop=True)
     return table
 
 
@@ -63,9 +100,9 @@ def write(table: pd.DataFrame, path: Path) -> None:
         ordered.to_parquet(temporary, index=False)
 
 
-def annotations(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The parsed annotation of each row."""
-    return [json.loads(text) for text in table["annotation"]]
+def annotations(table: pd.DataFrame) -> Column[dict[str, Any]]:
+    """The annotation of each row, parsed when it is asked for."""
+    return Column(table["annotation"], json.loads)
 
 
 def clips(table: pd.DataFrame, split: str) -> list[ClipInfo]:

@@ -11,7 +11,7 @@ from models.family import InputError
 from tasks.data import prepared
 from tasks.data.audio_store import AudioStore
 from tasks.data.clip_files import PICTURES, SOUNDS, SUFFIX, ClipError
-from tasks.data.frame_store import FrameStore, find, read_index
+from tasks.data.frame_store import FrameStore, Places, find, read_index
 
 
 class PreparedFrames:
@@ -20,16 +20,16 @@ class PreparedFrames:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = read_index(folder)
-        self._num_frames = dict(zip(index["id"], index["num_frames"].tolist(), strict=True))
+        self.places, self._num_frames = Places(index["id"]), index["num_frames"].to_numpy()
 
     @property
     def ids(self) -> list[str]:
         """Clips in the store, in its order."""
-        return list(self._num_frames)
+        return list(self.places)
 
     def num_frames(self, clip: str) -> int:
         """Stored frames of a clip."""
-        return find(self._num_frames, clip, self.folder)
+        return int(self._num_frames[find(self.places, clip, self.folder)])
 
     def decode(self, clip: str, columns: Sequence[int]) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of the chosen frames."""

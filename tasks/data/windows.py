@@ -34,8 +34,8 @@ class WindowDataset(Dataset[Batch]):
         training: bool,
     ) -> None:
         assert spec.window is not None
-        self.ids: list[str] = table["id"].tolist()
-        self.durations: list[float] = table["duration"].tolist()
+        self.ids = manifest.Column(table["id"], str)
+        self.durations = table["duration"].to_numpy()
         self.annotations = manifest.annotations(table)
         self.frame_store, self.transform, self.seed = frame_store, transform, seed
         self.window: WindowSpec = spec.window
@@ -62,7 +62,7 @@ class WindowDataset(Dataset[Batch]):
             wave=None,
             annotation=self.annotations[clip],
             rng=rng,
-            window=Window(first, self.frame_store.step(video), self.durations[clip], clip),
+            window=Window(first, self.frame_store.step(video), float(self.durations[clip]), clip),
         )
         return {**self.transform(sample), "row": torch.tensor(row)}
 

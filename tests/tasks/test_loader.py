@@ -185,7 +185,7 @@ def test_clips_that_the_stores_lack_are_counted(dataset: Path, monkeypatch: pyte
     monkeypatch.chdir(dataset)
     table = manifest.read("toy")
     more = pd.concat([table, table.head(2).assign(id=["new1", "new2"])])
-    monkeypatch.setattr(manifest, "read", lambda name, features: more)
+    monkeypatch.setattr(manifest, "read", lambda name, *part: more)
     with pytest.raises(InputError, match=r"lacks 2 of the 6 train clips .*tasks.stores toy") as error:
         open_split("toy", "train", ClipSpec(1, 16000, 0.5), transform, 7)
     assert "\n" not in str(error.value)

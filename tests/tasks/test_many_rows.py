@@ -1,0 +1,133 @@
+"""Hundreds of thousands of clips: what is held of each, in a trainer and in its workers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.family import Batch, ClipSpec, InputError, Sample
+from tasks import storage
+from tasks.data import manifest
+from tasks.data.audio_store import AudioShard, write_audio
+from tasks.data.frame_store import INDEX, FrameStore, Places, shard_name, write_frames
+from tasks.data.loader import ClipDataset, open_split
+
+FEW, MANY = 1000, 5000
+HELD = 64  # bytes of Python's own that a clip may cost; a list of ids and one of annotations cost hundreds
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "DATA", tmp_path)
+    return tmp_path
+
+
+def write_dataset(name: str, rows: int) -> None:
+    """Manifest and index of so many clips, nine in ten of train, in 8 shards; no pictures and sounds."""
+    ids = [f"clip{(k * 7919) % rows:06d}" for k in range(rows)]
+    table = pd.DataFrame({"id": ids, "path": [f"raw/{clip}.mp4" for clip in ids], "group": ids})
+    table["annotation"] = [json.dumps({"label": f"sound {k % 309}", "number": k}) for k in range(rows)]
+    table["split"] = ["test" if k % 10 == 9 else "train" for k in range(rows)]
+    same = {"start": 0.0, "duration": 1.0, "fps": 10.0, "frames": 10, "width": 48, "height": 32, "sample_rate": 16000}
+    flags = {"has_video": True, "has_audio": True, "silent": False, "still": False, "checksum": "0" * 64}
+    manifest.write(table.assign(**same, **flags), manifest.manifest_path(name))
+    index = pd.DataFrame({"id": ids, "shard": np.arange(rows) % 8, "row": np.arange(rows) // 8, "num_frames": 4})
+    folder = storage.DATA / name / "stores"
+    folder.mkdir()
+    index.assign(width=48, height=32, has_audio=True, audio_row=index["row"]).to_parquet(folder / INDEX)
+
+
+def annotation_of(sample: Sample) -> Batch:
+    return dict(sample.annotation)
+
+
+def open_train(name: str) -> ClipDataset:
+    clips = open_split(name, "train", ClipSpec(0, 16000, 0.0), annotation_of, 0)
+    assert isinstance(clips, ClipDataset)
+    return clips
+
+
+def held_by(name: str) -> int:
+    """Bytes of Python's own that an opened split keeps."""
+    gc.collect()
+    tracemalloc.start()
+    clips = open_train(name)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(clips)
+    return held
+
+
+def test_an_opened_split_keeps_no_object_for_each_clip(data: Path) -> None:
+    for name, rows in (("few", FEW), ("many", MANY)):
+        write_dataset(name, rows)
+    open_train("few")  # what is imported and compiled once
+    assert (held_by("many") - held_by("few")) / (MANY - FEW) < HELD
+
+
+def test_clips_of_a_split_are_those_of_the_manifest(data: Path) -> None:
+    write_dataset("few", FEW)
+    table, clips = manifest.read("few"), open_train("few")
+    train = table[table["split"] == "train"]
+    assert list(clips.ids) == train["id"].tolist() and len(clips) == FEW * 9 // 10
+    assert list(clips.annotations) == [json.loads(text) for text in train["annotation"]]
+    last: Any = clips[0, len(clips) - 1]
+    assert {name: last[name] for name in ("label", "number")} == json.loads(train["annotation"].iloc[-1])
+    assert clips.annotations[1:3] == [clips.annotations[1], clips.annotations[2]]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), unique=True), st.text())
+def test_places_are_those_of_a_dict(ids: list[str], other: str) -> None:
+    places, expected = Places(pd.Series(ids, dtype="str")), {clip: row for row, clip in enumerate(ids)}
+    assert dict(places) == expected and list(places) == ids
+    assert (other in places) == (other in expected)
+    asked = [*ids[::2], "\n"]
+    assert places.missing(pd.Series(asked, dtype="str")) == sorted(set(asked) - set(ids))
+
+
+def test_what_a_reader_has_seen_of_frames_does_not_stay_with_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(f"clip{k}", 1, 1, [rng.bytes(90_000)]) for k in range(64)]
+    path = tmp_path / shard_name("frames", 0, 1, "tsv")
+    write_frames(path, rows)
+    index = {"id": [row[0] for row in rows], "shard": 0, "row": range(64), "num_frames": 1, "has_audio": False}
+    pd.DataFrame(index).to_parquet(tmp_path / INDEX)
+    store = FrameStore(tmp_path)
+    assert [store.read(row[0], [0]) for row in rows] == [row[3] for row in rows]
+    assert path.stat().st_size > 7_000_000
+    assert mapped(path) < 1000
+
+
+def mapped(path: Path) -> int:
+    """kB of a file that this process has mapped and in memory."""
+    blocks = Path("/proc/self/smaps").read_text().split(str(path))
+    assert len(blocks) > 1
+    return sum(int(block.split("Rss:")[1].split()[0]) for block in blocks[1:])
+
+
+def test_what_a_reader_has_heard_does_not_stay_with_it(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).integers(-9999, 9999, 16000).astype(np.int16)
+    path = tmp_path / "audio.h5"
+    write_audio(path, ((f"clip{k}", np.roll(wave, k)) for k in range(300)), 16000, "pcm16")
+    shard = AudioShard(path)
+    for row in range(300):
+        assert np.array_equal(shard.stored(row)[0], np.roll(wave, row))
+    assert shard.open().id.get_mdc_size()[2] < 500_000  # bytes; the file has 10 MB
+
+
+def test_clips_that_the_stores_lack_are_counted_among_many(data: Path) -> None:
+    write_dataset("few", FEW)
+    index = data / "few" / "stores" / INDEX
+    pd.read_parquet(index).iloc[10:].to_parquet(index)
+    with pytest.raises(InputError, match=r"lacks 9 of the 900 train clips in the manifest \(clip000000, …\)"):
+        open_train("few")
