@@ -226,8 +226,8 @@ def test_the_table_of_lengths(results: Results) -> None:
     ends = -1
     for row in frame.to_dict("records"):
         low, _, high = str(row["words of the reference"]).partition(" to ")
-        assert ends < int(low) <= int(high)
-        ends = int(high)
+        assert ends < int(low) <= int(high or low)
+        ends = int(high or low)
         inside = [i for i in range(NUM) if int(low) <= lengths[i] <= ends]
         assert row["clips"] == len(inside)
         assert row["words written"] == pytest.approx(np.mean([written[i] for i in inside]))
@@ -236,7 +236,7 @@ def test_the_table_of_lengths(results: Results) -> None:
 
 def test_references_of_one_length_are_one_row() -> None:
     frame = evaluate(run(told={i: {"caption": "a man runs."} for i in range(NUM)})).tables["lengths"].frame
-    assert frame[["words of the reference", "clips"]].to_numpy().tolist() == [["3 to 3", NUM]]
+    assert frame[["words of the reference", "clips"]].to_numpy().tolist() == [["3", NUM]]
 
 
 def test_every_clip_is_in_the_table_of_predictions(results: Results) -> None:
@@ -253,8 +253,8 @@ def test_examples_and_what_their_words_were_taken_from(results: Results) -> None
     wrong = by_clip["test05"]
     assert (wrong.truth, wrong.predictions[0][0]) == (caption(5), MISTAKES[5])
     assert wrong.attention is not None
-    assert wrong.attention.words == [*MISTAKES[5].replace(".", " .").split(), "[SEP]"]
-    assert wrong.attention.video.shape == (10, 2) and wrong.attention.audio.shape == (10, 3)
+    assert wrong.attention.words == MISTAKES[5].replace(".", " .").split()
+    assert wrong.attention.video.shape == (9, 2) and wrong.attention.audio.shape == (9, 3)
     assert wrong.attention.video == pytest.approx(0.05), "the rows that were asked for"
 
 

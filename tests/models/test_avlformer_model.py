@@ -310,7 +310,7 @@ def test_silence_behind_a_short_sound_is_not_listened_to() -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_training_and_writing_agree_on_each_word(legacy: bool) -> None:
-    module, batch = build(2, legacy=legacy, max_length=12).eval(), clips()
+    module, batch = build(5, legacy=legacy, max_length=12).eval(), clips()
     with torch.no_grad():
         told = module(batch)
         tokens = told["tokens"]
