@@ -139,7 +139,7 @@ def judge(table: pd.DataFrame, settings: Clean) -> pd.DataFrame:
 
 def rank_of(splits: pd.Series) -> pd.Series:
     """Which split keeps a clip that stands in several: test before val before train."""
-    return splits.map({"test": 0, "val": 1, "train": 2})
+    return splits.map({"test": 0, "val": 1, "train": 2}).astype(int)  # of no clip too
 
 
 def carve_val(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
