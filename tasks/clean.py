@@ -133,7 +133,8 @@ def judge(table: pd.DataFrame, settings: Clean) -> pd.DataFrame:
     clip, split = (usable["checksum"].map(kept[name]) for name in ("id", "split"))
     others = usable.index[rank_of(usable["split"]) > rank_of(split)]
     table.loc[others, "reason"] = "duplicate"
-    table.loc[others, "detail"] = "the same bytes as " + clip[others] + " in " + split[others]
+    told = zip(clip[others], split[others], strict=True)
+    table.loc[others, "detail"] = [f"the same bytes as {name} in {place}" for name, place in told]
     return table
 
 
