@@ -164,6 +164,7 @@ def decode_only(path: Path) -> None:
         stream.codec_context.thread_count = 1
         for packet in container.demux(stream, container.streams.audio[0]):
             if packet.stream is stream and packet.pts is not None:
+                assert stream.time_base is not None
                 number = round((packet.pts - (stream.start_time or 0)) * stream.time_base * FPS)
                 stream.codec_context.skip_frame = "DEFAULT" if number in wanted else "NONREF"
             packet.decode()
