@@ -197,7 +197,7 @@ def tsv(quick: bool) -> Iterator[Row]:
         speed = {name: len(order) / seconds for name, seconds in in_turns(ways, 1 if quick else 5).items()}
     peer = "reading and splitting the line"
     yield rates("rows of 32 JPEGs from the TSV at random", "rows a CPU s", speed["all"], speed["peer"], peer, ">= 3")
-    yield rates("16 of their 32 JPEGs", "rows a CPU s", speed["half"], speed["all"], "all of them")
+    yield rates("16 of 32 JPEGs a row from the TSV at random", "rows a CPU s", speed["half"], speed["all"], "all 32")
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------------

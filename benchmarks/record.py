@@ -103,5 +103,5 @@ def write(new: dict[str, Measured], order: Sequence[str]) -> Path:
         for name, part in new.items():
             for row in part.rows:
                 figures = [row.ours, row.peer, row.ratio]
-                writer.writerow([part.date, part.commit, path.stem, name, row.name, row.unit, *figures])
+                writer.writerow([part.date, part.commit, path.stem, name, row.title, row.unit, *figures])
     return path

@@ -196,12 +196,12 @@ def t3av(quick: bool) -> Iterator[Row]:
             build_config(size, 16, (8, 4), (size.dim // 2, 4, half)), mask_ratio=0.9, train_audio_mae=False
         )
         module, batch = Pretrain(config, FACTS).train(), build_batch(config, size.clips)
-        title, peer = f"the same, {size.name}, 16 frames", build_videomae(config, batch)
+        title, peer = f"t3av pre-training, {size.name}, 16 frames", build_videomae(config, batch)
         yield from compare(title, size.clips, whole(module, batch), peer, "transformers' VideoMAE", ">= 1", repeats)
         images = 4 * size.clips
         config = replace(build_config(size, 1, (8, 4), (512, 8, 16)), video_mask_mode="random", train_audio_mae=False)
         module, batch = Pretrain(config, FACTS).train(), build_batch(config, images)
-        title, peer = f"the same, {size.name}, 1 frame", build_vitmae(config, batch)
+        title, peer = f"t3av pre-training, {size.name}, 1 frame", build_vitmae(config, batch)
         yield from compare(title, images, whole(module, batch), peer, "transformers' ViTMAE", ">= 1", repeats)
 
 

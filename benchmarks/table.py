@@ -49,12 +49,16 @@ class Row:
         sign, value = self.asked.split()
         return bool(COMPARISONS[sign](self.ours if self.ratio is None else self.ratio, float(value)))
 
+    @property
+    def title(self) -> str:
+        """What is compared with what."""
+        return f"{self.name} / {self.against}" if self.against else self.name
+
     def cells(self) -> list[str]:
         """As HEAD names them."""
-        name = f"{self.name} / {self.against}" if self.against else self.name
         asked = self.asked.replace(">=", "≥").replace("<=", "≤") + ("" if self.met else ", missed")
         notes = f" ({self.note})" if self.note else ""
-        return [name + notes, self.unit, number(self.ours), number(self.peer), number(self.ratio), asked]
+        return [self.title + notes, self.unit, number(self.ours), number(self.peer), number(self.ratio), asked]
 
 
 def rates(name: str, unit: str, ours: float, peer: float, against: str, asked: str = "", note: str = "") -> Row:

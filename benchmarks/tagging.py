@@ -122,7 +122,7 @@ def gap(quick: bool) -> Iterator[Row]:
     yield compare(f"GAP@{K} of {total:,} ranked predictions", total, mine, peer)
     whole, all_sorted = (mine[0] + ours, mine[1]), (peer[0] + theirs, peer[1])
     yield compare(f"GAP@{K} from {CLASSES} scores a video", total, whole, all_sorted)
-    yield costs("what it keeps", "MB", kept / 1e6, num * CLASSES * 4 / 1e6, "all scores")
+    yield costs(f"memory of GAP@{K} of {num:,} videos", "MB", kept / 1e6, num * CLASSES * 4 / 1e6, "all scores")
 
 
 # --- features ----------------------------------------------------------------------------------------------------------
@@ -186,7 +186,9 @@ def features(quick: bool) -> Iterator[Row]:
             against = "a loop that loads the video first"
             yield rates(title, "frames a CPU s", num / mine[0], num / peer[0], against, note=f"{apart:.1%} apart")
             if module is not network:  # later the peak is the peer's already
-                yield costs("memory that this takes", "MB", between - before, memory() - before, against)
+                yield costs(
+                    f"memory to read a {seconds} s video's frames", "MB", between - before, memory() - before, against
+                )
 
 
 PARTS = {"gap": gap, "features": features}
