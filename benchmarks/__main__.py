@@ -23,14 +23,19 @@ from benchmarks.table import Row
 NAMES = ["preparation", "loader", "step", "steps", "caption", "tad", "tad_modes", "tagging", "overhead"]
 
 
+def command(name: str) -> list[str]:
+    """What runs a benchmark."""
+    return [sys.executable, "-m", f"benchmarks.{name}"]
+
+
 def run(name: str, quick: bool) -> tuple[dict[str, record.Measured], bool]:
     """What one benchmark measured, by part, and whether it came to its end."""
     measured: dict[str, record.Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--rows", str(path), *(["--quick"] if quick else [])]
+        options = ["--rows", str(path), *(["--quick"] if quick else [])]
         began = record.Measured([])
-        ended = subprocess.run(command, cwd=record.ROOT, check=False).returncode == 0
+        ended = subprocess.run([*command(name), *options], cwd=record.ROOT, check=False).returncode == 0
         for line in path.read_text().splitlines() if path.exists() else []:
             values = json.loads(line)
             part = f"{name}.{values.pop('part')}"
