@@ -51,7 +51,7 @@ DECODING = Decoding(
 WORDS = Words(cls=101, sep=102, mask=103, unk=100, stop=1012, vocab_size=30522)
 FEATURES, MEASURED = 1257, (1, 38, 76, 114)  # tokens of video and audio; words at which the peer is measured
 CAPTIONS, ASKED = (94, 100), 0.25  # wordpieces; share of them that is asked for
-PARTS = {
+WEIGHTS = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.output.dense": "proj", "attention.output.LayerNorm": "norm1", "intermediate.dense": "fc1",
     "output.dense": "fc2", "output.LayerNorm": "norm2",
@@ -68,7 +68,7 @@ def build(dropout: float) -> tuple[Bert, BertModel]:
     own = {"word_embeddings": "words", "position_embeddings": "positions", "token_type_embeddings": "segments"}
     pairs = {f"embeddings.{name}": part for name, part in {**own, "LayerNorm": "norm"}.items()}
     for depth in range(TEXT.num_layers):
-        pairs |= {f"encoder.layer.{depth}.{name}": f"layers.{depth}.{part}" for name, part in PARTS.items()}
+        pairs |= {f"encoder.layer.{depth}.{name}": f"layers.{depth}.{part}" for name, part in WEIGHTS.items()}
     for name, part in pairs.items():
         peer.get_submodule(name).load_state_dict(bert.get_submodule(part).state_dict())
     return bert, peer
