@@ -4,7 +4,7 @@
 
 adatad: VideoMAE-S over 32 frames of 160 pixels in chunks of 16, adapters in its blocks, and the detector. The peer is
 transformers' VideoMAE, whose layers are called one by one, an adapter of two 1-D convolutions behind each, as AdaTAD's own
-code has it; detector and loss are ours in both. Without checkpointing and stochastic depth.
+code has it; detector and loss are ours in both. Without augmentation, checkpointing and stochastic depth.
 videotag: a ResNet-50 on 3 frames of 224 pixels of 2 clips with 3,396 tags. The peer is torchvision's with a classifier of
 that size, its answers averaged over a clip's frames.
 
@@ -26,7 +26,7 @@ from benchmarks import table
 from benchmarks.step import compare, whole
 from benchmarks.table import Row
 from benchmarks.tad_modes import Case, build_batch
-from models.adatad.config import BackboneConfig
+from models.adatad.config import Augmentation, BackboneConfig
 from models.adatad.model import Finetune
 from models.family import Batch, Facts
 from models.videotag.config import TsnConfig, TsnModel
@@ -93,7 +93,7 @@ def adatad(quick: bool) -> Iterator[Row]:
     torch.manual_seed(0)
     config = Case(PRESET, "adapter", False, FRAMES, False).read()[0]
     backbone = replace(config.model.backbone, drop_path=0.0, chunks_at_once=0)
-    config = replace(config, model=replace(config.model, backbone=backbone))
+    config = replace(config, model=replace(config.model, backbone=backbone), augment=Augmentation(1.0, 0, 0.0, 0.0))
     batch = build_batch(config)
     module = Finetune(config, Facts({"label": [f"action {i}" for i in range(20)]}, 0.0, 1.0)).train()
     peer = PlainBackbone(backbone).train()
