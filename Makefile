@@ -38,8 +38,8 @@ format: $(READY)
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY)  ## Each speed claim of the README: ours, the peer's, the ratio
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; python $$file; done
+bench: $(READY)  ## Each speed claim of the README: ours, the peer's, the ratio; into benchmarks/results/
+	@python -m benchmarks
 
 lock: $(READY)
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --upgrade --editable '.[dev,bench]'

@@ -1,6 +1,6 @@
 """What it costs BERT to write a caption, and to learn from one, at AVLFormer's full size.
 
-    python benchmarks/caption.py [writing] [training] [--dropout 0.1]
+    python benchmarks/caption.py [writing] [training] [training_without_dropout]
 
 writing: CPU seconds of a caption of 115 wordpieces from 1,257 features, greedy and with 4 beams, from kept keys and values
 against encoding all features and words again for each word, as AVLFormer's decoder does. The peer is measured at 4 of the
@@ -10,8 +10,8 @@ time is taken, 4 sequences at once as there).
 training: a step forward and backward of BERT and its losses for 2 clips, captions of 94 and 100 wordpieces (FAVDBench's
 median and mean), a quarter of them asked for, links learned. The peer puts all 300 places of a caption and all
 features into one sequence under a dense mask and computes logits of all 300. The most that live tensors came to, weights
-not counted, and CPU seconds. Both run once. With dropout PyTorch's CPU kernels keep more of each layer's attention, in
-both; --dropout 0 tells what is left without.
+not counted, and CPU seconds, in fp32 and under bf16 autocast. Both run once. With dropout PyTorch's CPU kernels keep more of
+each layer's attention, in both; the third part tells what is left without.
 
 BERT of 12 layers of 768, 30,522 wordpieces, random weights, float32, one thread. The peer is transformers' BertModel with
 the same weights and its default attention.
@@ -19,10 +19,9 @@ the same weights and its default attention.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +29,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler looks for a GPU 
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
+from benchmarks import table
+from benchmarks.table import Row, costs
 from models.avlformer.bert import Bert
 from models.avlformer.config import Decoding, TextConfig
 from models.avlformer.links import Links
@@ -51,7 +51,7 @@ DECODING = Decoding(
 WORDS = Words(cls=101, sep=102, mask=103, unk=100, stop=1012, vocab_size=30522)
 FEATURES, MEASURED = 1257, (1, 38, 76, 114)  # tokens of video and audio; words at which the peer is measured
 CAPTIONS, ASKED = (94, 100), 0.25  # wordpieces; share of them that is asked for
-PARTS = {
+WEIGHTS = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.output.dense": "proj", "attention.output.LayerNorm": "norm1", "intermediate.dense": "fc1",
     "output.dense": "fc2", "output.LayerNorm": "norm2",
@@ -68,7 +68,7 @@ def build(dropout: float) -> tuple[Bert, BertModel]:
     own = {"word_embeddings": "words", "position_embeddings": "positions", "token_type_embeddings": "segments"}
     pairs = {f"embeddings.{name}": part for name, part in {**own, "LayerNorm": "norm"}.items()}
     for depth in range(TEXT.num_layers):
-        pairs |= {f"encoder.layer.{depth}.{name}": f"layers.{depth}.{part}" for name, part in PARTS.items()}
+        pairs |= {f"encoder.layer.{depth}.{name}": f"layers.{depth}.{part}" for name, part in WEIGHTS.items()}
     for name, part in pairs.items():
         peer.get_submodule(name).load_state_dict(bert.get_submodule(part).state_dict())
     return bert, peer
@@ -100,11 +100,6 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def line(title: str, ours: float, peer: float, note: str = "") -> None:
-    """Print both figures and their ratio."""
-    print(f"{title:<44}{ours:>13,.2f}{peer:>13,.2f}{peer / ours:>9.1f}  {note}".rstrip(), flush=True)
-
-
 # --- writing -----------------------------------------------------------------------------------------------------------
 
 
@@ -123,13 +118,14 @@ def next_word(bert: Bert, peer: BertModel, features: Tensor, tokens: Tensor) -> 
 
 
 @torch.no_grad()
-def compare_writing(bert: Bert, peer: BertModel) -> None:
+def writing(quick: bool) -> Iterator[Row]:
     """Greedy and 4 beams. [SEP] and what is barred are made so unlikely that all 114 words are written."""
+    torch.set_num_threads(1)
+    bert, peer = build(TEXT.dropout)
     bert.eval()
     peer.eval()
     bert.decoder.bias[[0, WORDS.cls, WORDS.sep, WORDS.mask, WORDS.stop]] = -1e4
-    features = torch.randn(1, FEATURES, TEXT.hidden_size)
-    print(f"{'CPU seconds a caption':<44}{'ours':>13}{'peer':>13}{'ratio':>9}")
+    features = torch.randn(1, 100 if quick else FEATURES, TEXT.hidden_size)
     for beams in (1, 4):
         seconds, tokens = timed(lambda beams=beams: captioned(bert, features, beams))
         given = tokens.expand(beams, -1)
@@ -137,9 +133,9 @@ def compare_writing(bert: Bert, peer: BertModel) -> None:
         parabola = np.polyfit(MEASURED, [run[0] for run in runs], 2)
         total = float(np.polyval(parabola, np.arange(1, DECODING.max_length)).sum())
         same = all(run[1] == tokens[0, n] for n, run in zip(MEASURED, runs, strict=True) if n < MEASURED[-1])
-        note = "" if beams > 1 else "the same words" if same else "NOT THE SAME WORDS"
-        line("greedy" if beams == 1 else f"{beams} beams", seconds, total, note)
-    bert.decoder.bias.zero_()
+        note = "" if beams > 1 else "the same words" if same else "not the same words"
+        title = f"avlformer writes a caption of 115 wordpieces, {'greedy' if beams == 1 else f'{beams} beams'}"
+        yield costs(title, "CPU s a caption", seconds, total, "encoding all again for each word", note=note)
 
 
 # --- training ----------------------------------------------------------------------------------------------------------
@@ -202,36 +198,46 @@ def peak(call: Callable[[], Any]) -> float:
     return float(np.cumsum([event.nbytes() for event in events]).max()) / 2**30
 
 
-def compare_training(bert: Bert, peer: BertModel) -> None:
+def compare(dropout: float, quick: bool) -> Iterator[Row]:
     """Memory and time of the same runs; peak() costs little time, and both the same."""
+    torch.set_num_threads(1)
+    bert, peer = build(dropout)
     links, features = Links(FEATURES, legacy=False), torch.randn(2, FEATURES, TEXT.hidden_size, requires_grad=True)
     bert.train()
     peer.train()
-    used: list[tuple[float, float]] = []
-    for loss in (lambda: loss_ours(bert, links, features), lambda: loss_peer(bert, peer, links, features)):
-        for module in (bert, peer, links):
-            module.zero_grad()
-        features.grad = None
-        used.append(timed(lambda loss=loss: peak(lambda: loss().backward())))
-    print(f"{f'training step of 2 clips, dropout {bert.dropout:g}':<44}{'ours':>13}{'peer':>13}{'ratio':>9}")
-    line("GiB of live tensors at most", used[0][1], used[1][1])
-    line("CPU seconds", used[0][0], used[1][0])
+    for kind, amp in (("fp32", False), ("bf16", True))[1 if quick else 0 :]:
+
+        def step(loss: Callable[[], Tensor], amp: bool = amp) -> tuple[float, float]:
+            for module in (bert, peer, links):
+                module.zero_grad()
+            features.grad = None
+
+            def whole() -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                    value = loss()
+                value.backward()
+
+            return timed(lambda: peak(whole))
+
+        ours = step(lambda: loss_ours(bert, links, features))
+        theirs = step(lambda: loss_peer(bert, peer, links, features))
+        title = f"avlformer's BERT and losses, 2 clips, dropout {dropout:g}, {kind}"
+        against = "transformers' BertModel on one joint sequence"
+        yield costs(title, "CPU s a step", ours[0], theirs[0], against, ">= 1")
+        yield costs(title, "GiB of tensors", ours[1], theirs[1], against)
 
 
-def main() -> None:
-    """Compare the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["writing", "training"], help="writing, training")
-    parser.add_argument("--dropout", type=float, default=TEXT.dropout, help="of training")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{os.cpu_count()} CPU cores, PyTorch {torch.__version__}, transformers {transformers.__version__}")
-    bert, peer = build(given.dropout)
-    if "writing" in given.parts:
-        compare_writing(bert, peer)
-    if "training" in given.parts:
-        compare_training(bert, peer)
+def training(quick: bool) -> Iterator[Row]:
+    """As the presets train."""
+    yield from compare(TEXT.dropout, quick)
 
+
+def training_without_dropout(quick: bool) -> Iterator[Row]:
+    """What is left of it."""
+    yield from compare(0.0, quick)
+
+
+PARTS = {"writing": writing, "training": training, "training_without_dropout": training_without_dropout}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

@@ -1,25 +1,28 @@
 """What the stores save: clips from them against decoding MP4s in the training loop; and how long training waits for data.
 
-    python benchmarks/loader.py [--repeats 3]
+    python benchmarks/loader.py [clips] [tsv] [waiting]
 
-First, clips of 10 s become 16 frames of 224 pixels and 16 kHz sound in three ways: from the stores, as a training phase
+clips: clips of 10 s become 16 frames of 224 pixels and 16 kHz sound in three ways: from the stores, as a training phase
 gets them; by OpenCV seeking each frame and ffmpeg extracting the sound, as T3-AV's authors do; and by our own decode pass.
-They are timed in turns on one thread each, by the CPU time of the process and its children, which other programs on the
-machine change little; files are in the page cache. Then params.yaml's own fine-tuning of t3av starts on its own demo set,
-and the engine says what share of each epoch it waited.
+The floor is to decode the JPEGs of the 16 chosen frames and nothing else.
+
+tsv: rows of 32 JPEGs of 256 pixels at random, not decoded, against a reader that seeks, reads the line and splits it.
+
+waiting: params.yaml's own fine-tuning of t3av starts on its own demo set, and the engine says what share of each epoch it
+waited.
+
+Ways are timed in turns on one thread each, by the CPU time of the process and its children, which other programs on the
+machine change little; files are in the page cache.
 """
 
 from __future__ import annotations
 
-import argparse
+import base64
 import contextlib
 import io
-import os
-import resource
 import statistics
-import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,22 +32,26 @@ import pandas as pd
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks import preparation, table
+from benchmarks.preparation import Kind, in_turns, write_clip
+from benchmarks.table import Row, rates
 from models.family import Batch, ClipSpec, Facts, Sample
 from models.samples import Augmentation
 from models.t3av import FAMILY
 from tasks import clean, download, jobs, params, storage, stores, subset, train
 from tasks.data import manifest
 from tasks.data.audio import FULL_SCALE
-from tasks.data.frame_store import decode_jpegs
+from tasks.data.frame_store import FrameShard, FrameStore, decode_jpegs, write_frames
 from tasks.data.loader import open_split
-from tasks.data.video import Preparation, read_clip
+from tasks.data.video import Preparation, encode_jpeg, read_clip
 from tasks.datasets import vggsound
-from tasks.datasets.demo import ffmpeg_binary
 from tasks.engine import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
-GOPS = {"long": 250, "short": 50}  # dataset -> frames from one keyframe to the next
-CLIPS, SECONDS, FRAMES, SIZE, RATE = 3, 10, 16, 224, 16000
+# Dataset -> what it consists of.
+KINDS = {"long": Kind("GOP 250", 340, 256, 250, 400), "short": Kind("GOP 50", 340, 256, 50, 400)}
+CLIPS, SECONDS, FRAMES, SIZE, RATE = 3, preparation.SECONDS, preparation.FRAMES, preparation.SIZE, preparation.RATE
+ROWS, COLUMNS = 200, 32  # of the TSV
 STORED = {"num_frames": FRAMES, "short_side": 256, "quality": 90, "sample_rate": RATE}  # as the preset `vggsound`
 EPOCHS = 3  # of fine-tuning; the first warms up
 LABEL = "testing"
@@ -56,7 +63,7 @@ def write_params() -> None:
     """The repository's params.yaml, with the MP4s' data sets beside the demo's and fine-tuning from random weights."""
     values = params.read(ROOT / "params.yaml")
     changes = {"download": {}, "subset": {"mode": "all"}, "clean": {"val_share": 0}, "stores": STORED}
-    for dataset in GOPS:
+    for dataset in KINDS:
         for section, change in changes.items():
             values[section][dataset] = values[section]["sounds"] | change
     values["t3av"]["finetune"] |= {"start_from": "none", "epochs": EPOCHS, "eval_interval": EPOCHS}
@@ -64,30 +71,31 @@ def write_params() -> None:
         YAML(typ="safe").dump(values, file)
 
 
-def write_clips(dataset: str, gop: int) -> None:
-    """H.264 and AAC of 340 x 256 pixels at 25 frames/s in VGGSound's layout: a moving pattern, a tone, noise in both."""
+def write_clips(dataset: str, kind: Kind) -> None:
+    """MP4s in VGGSound's layout."""
     rows = [vggsound.row(f"{dataset}{k}", 0, LABEL, "train") for k in range(CLIPS)]
     raw = storage.DATA / dataset / "raw"
     vggsound.write(pd.DataFrame(rows), raw)
     (raw / "video").mkdir()
     for k, row in enumerate(rows):
-        picture = f"testsrc2=s=340x256:r=25:d={SECONDS},scroll=h=0.004,noise=alls=6:allf=t:all_seed={k}"
-        sound = f"aevalsrc=0.3*sin({440 + k}*2*PI*t)+0.05*random({k}):s=44100:d={SECONDS}"
-        inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
-        codecs = ["-c:v", "libx264", "-g", str(gop), "-pix_fmt", "yuv420p", "-c:a", "aac"]
-        subprocess.run([ffmpeg_binary(), "-v", "error", *inputs, *codecs, str(raw / str(row["path"]))], check=True)
+        write_clip(raw / str(row["path"]), kind, k)
 
 
-def prepare() -> None:
-    """A project in the working directory, its data brought to the stores by the stages themselves."""
-    write_params()
-    for dataset, gop in GOPS.items():
-        write_clips(dataset, gop)
-    download.download("sounds", params.stage(download.Download, "download", "sounds"))
-    for dataset in (*GOPS, "sounds"):
-        subset.subset(dataset, params.stage(subset.Subset, "subset", dataset))
-        clean.clean(dataset, params.stage(clean.Clean, "clean", dataset))
-        stores.stores(dataset, params.stage(stores.Stores, "stores", dataset))
+@contextlib.contextmanager
+def project(datasets: tuple[str, ...]) -> Iterator[None]:
+    """A project as working directory, the data sets brought to the stores by the stages themselves."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        with contextlib.redirect_stdout(io.StringIO()):
+            write_params()
+            for dataset in datasets:
+                if dataset in KINDS:
+                    write_clips(dataset, KINDS[dataset])
+                else:
+                    download.download(dataset, params.stage(download.Download, "download", dataset))
+                subset.subset(dataset, params.stage(subset.Subset, "subset", dataset))
+                clean.clean(dataset, params.stage(clean.Clean, "clean", dataset))
+                stores.stores(dataset, params.stage(stores.Stores, "stores", dataset))
+        yield
 
 
 # --- clips by the second ---------------------------------------------------------------------------------------------------
@@ -103,19 +111,11 @@ def build_transform() -> Callable[[Sample], Batch]:
 
 
 def seek(path: Path) -> Batch:
-    """The peer: every frame sought and resized by OpenCV, then the sound out of an ffmpeg process."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    frames = []
-    for number in np.linspace(0, capture.get(cv2.CAP_PROP_FRAME_COUNT) - 1, FRAMES).round():
-        capture.set(cv2.CAP_PROP_POS_FRAMES, number)
-        picture = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
-        frames.append(cv2.resize(picture, (SIZE, SIZE)))
-    command = [ffmpeg_binary(), "-v", "error", "-threads", "1", "-i", str(path), "-vn"]
-    command += ["-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
-    sound = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.int16)
+    """The peer: OpenCV and ffmpeg."""
+    frames, sound = preparation.decode_opencv(path)
     wave = torch.zeros(SECONDS * RATE)
     wave[: len(sound)] = torch.from_numpy(sound[: len(wave)] / np.float32(FULL_SCALE))
-    return {"frames": torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), "wave": wave}
+    return {"frames": torch.from_numpy(frames).permute(0, 3, 1, 2), "wave": wave}
 
 
 def decode(path: Path, transform: Callable[[Sample], Batch]) -> Batch:
@@ -127,83 +127,104 @@ def decode(path: Path, transform: Callable[[Sample], Batch]) -> Batch:
     return transform(Sample(path.stem, decode_jpegs(stored.jpegs), wave, {"label": LABEL}, rng))
 
 
-def timed(make: Callable[..., Batch], *arguments: object) -> float:
-    """CPU seconds of make(*arguments), one clip; those of child processes included."""
-    began = cpu_seconds()
-    batch = make(*arguments)
-    used = cpu_seconds() - began
-    assert batch["frames"].shape == (FRAMES, 3, SIZE, SIZE) and batch["wave"].shape == (SECONDS * RATE,)
-    return used
-
-
-def cpu_seconds() -> float:
-    """Used so far by this process and the children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def compare(dataset: str, repeats: int) -> None:
-    """Print clips a CPU second from the stores and by both ways of decoding, which meet the same clips in turns."""
+def compare(dataset: str, repeats: int) -> Iterator[Row]:
+    """The clips of a data set from the stores, by both ways of decoding, and their JPEGs alone."""
     transform = build_transform()
     clips = open_split(dataset, "train", ClipSpec(FRAMES, RATE, float(SECONDS)), transform, 0)
-    paths = [storage.DATA / dataset / path for path in manifest.read(dataset)["path"]]
-    times = [
-        (timed(clips.__getitem__, (epoch, row)), timed(seek, path), timed(decode, path, transform))
-        for epoch in range(repeats + 1)
-        for row, path in enumerate(paths)
-    ][len(paths) :]  # the first round loads libraries
-    ours, peer, own = (statistics.median(column) for column in zip(*times, strict=True))
-    kbits = statistics.mean(path.stat().st_size for path in paths) * 8 / 1000 / SECONDS
-    title = f"{dataset} GOP ({GOPS[dataset]} frames, {kbits:.0f} kbit/s)"
-    verdict = "" if peer >= 10 * ours else "  MISSED"
-    print(f"{title}, OpenCV seeks + ffmpeg{1 / ours:>9.1f}{1 / peer:>9.2f}{peer / ours:>8.1f}   >= 10{verdict}")
-    print(f"{title}, our decode pass      {1 / ours:>9.1f}{1 / own:>9.2f}{own / ours:>8.1f}", flush=True)
+    cleaned = manifest.read(dataset)
+    paths = [storage.DATA / dataset / path for path in cleaned["path"]]
+    store = FrameStore(storage.DATA / dataset / "stores")
+    chosen = range(FRAMES)
+    epochs = iter(range(1_000_000))
+
+    def load() -> None:
+        epoch = next(epochs)
+        for row in range(len(paths)):
+            batch = clips[epoch, row]
+            assert batch["frames"].shape == (FRAMES, 3, SIZE, SIZE) and batch["wave"].shape == (SECONDS * RATE,)
+
+    ways: dict[str, Callable[[], object]] = {
+        "ours": load,
+        "OpenCV": lambda: [seek(path) for path in paths],
+        "decode": lambda: [decode(path, transform) for path in paths],
+        "JPEG": lambda: [store.decode(clip, chosen) for clip in cleaned["id"]],
+    }
+    speed = {name: len(paths) / seconds for name, seconds in in_turns(ways, repeats).items()}
+    title = f"10 s clips from the stores, {KINDS[dataset].name}"
+    unit = "clips a CPU s"
+    yield rates(title, unit, speed["ours"], speed["OpenCV"], "OpenCV seeks + ffmpeg in the loop", ">= 10")
+    yield rates(title, unit, speed["ours"], speed["decode"], "our decode pass in the loop")
+    yield rates(title, unit, speed["ours"], speed["JPEG"], "JPEG decoding alone", ">= 0.8")
+
+
+def clips(quick: bool) -> Iterator[Row]:
+    """From the stores and in the loop."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with project(tuple(KINDS)[: 1 if quick else None]):
+        for dataset in tuple(KINDS)[: 1 if quick else None]:
+            yield from compare(dataset, 1 if quick else 3)
+
+
+# --- rows of the TSV -------------------------------------------------------------------------------------------------------
+
+
+def read_line(path: Path, offset: int) -> list[bytes]:
+    """The JPEGs of a row, as SwinBERT's reader takes them."""
+    with path.open() as file:
+        file.seek(offset)
+        columns = [column.strip() for column in file.readline().split("\t")]
+    return [base64.b64decode(column) for column in columns[2:]]
+
+
+def tsv(quick: bool) -> Iterator[Row]:
+    """All and half of the columns."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frames.tsv"
+        small = rng.integers(0, 256, (COLUMNS, 20, 15, 3), dtype=np.uint8)
+        jpegs = [encode_jpeg(cv2.resize(image, (340, 256)), 90) for image in small]
+        write_frames(path, ((f"clip{row}", 340, 256, jpegs) for row in range(ROWS)))
+        shard = FrameShard(path)
+        order = rng.permutation(ROWS)[: 10 if quick else ROWS].tolist()
+        offsets = shard.offsets.tolist()
+        assert read_line(path, offsets[1]) == shard.jpegs(1, range(COLUMNS)) == jpegs
+        ways: dict[str, Callable[[], object]] = {
+            "all": lambda: [shard.jpegs(row, range(COLUMNS)) for row in order],
+            "half": lambda: [shard.jpegs(row, range(0, COLUMNS, 2)) for row in order],
+            "peer": lambda: [read_line(path, offsets[row]) for row in order],
+        }
+        speed = {name: len(order) / seconds for name, seconds in in_turns(ways, 1 if quick else 5).items()}
+    peer = "reading and splitting the line"
+    yield rates("rows of 32 JPEGs from the TSV at random", "rows a CPU s", speed["all"], speed["peer"], peer, ">= 3")
+    yield rates("16 of 32 JPEGs a row from the TSV at random", "rows a CPU s", speed["half"], speed["all"], "all 32")
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------------
 
 
-def wait() -> None:
-    """Fine-tune on the demo and print what the engine says of each epoch after the first."""
-    job = jobs.read_job("t3av", "finetune")
-    steps = int((manifest.read("sounds")["split"] == "train").sum()) // job.settings.batch_size
-    job = replace(job, settings=replace(job.settings, log_interval=steps))
-    shares: list[float] = []
+def waiting(quick: bool) -> Iterator[Row]:
+    """Fine-tune on the demo; what the engine says of each epoch after the first."""
+    with project(("sounds",)):
+        job = jobs.read_job("t3av", "finetune")
+        steps = int((manifest.read("sounds")["split"] == "train").sum()) // job.settings.batch_size
+        job = replace(job, settings=replace(job.settings, log_interval=steps))
+        shares: list[float] = []
 
-    def log(figures: dict[str, float], step: int) -> None:
-        if "train/data_wait_share" in figures:
-            shares.append(figures["train/data_wait_share"])
+        def log(figures: dict[str, float], step: int) -> None:
+            if "train/data_wait_share" in figures:
+                shares.append(figures["train/data_wait_share"])
 
-    with distributed.launched(job.settings.device) as place, contextlib.redirect_stdout(io.StringIO()):
-        train.train(job, place, log)
-    share = statistics.mean(shares[1:])
-    each = ", ".join(f"{value:.1%}" for value in shares[1:])
-    workers, verdict = job.settings.num_workers, "" if share < 0.05 else "  MISSED"
-    print(f"waiting for data: {share:.1%} of fine-tuning   < 5%{verdict}")
-    print(
-        f"  ({each} of epochs 2 to {EPOCHS}, {steps} steps of {job.settings.batch_size} clips each, {workers} worker)"
+        with distributed.launched(job.settings.device) as place, contextlib.redirect_stdout(io.StringIO()):
+            train.train(job, place, log)
+    note = (
+        f"epochs 2 to {EPOCHS}, {steps} steps of {job.settings.batch_size} clips, workers: {job.settings.num_workers}"
     )
+    share = 100 * statistics.mean(shares[1:])
+    yield Row("fine-tuning of the demo: waiting for data", "% of the time", share, asked="< 5", note=note)
 
 
-def main() -> None:
-    """Make the data, then time both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        with contextlib.redirect_stdout(io.StringIO()):
-            prepare()
-        print(
-            f"16 frames + 10 s of sound, {os.cpu_count()} CPU cores, torch {torch.__version__}, OpenCV {cv2.__version__}"
-        )
-        print(f"{'clips per CPU second':<60}{'ours':>9}{'peer':>9}{'ratio':>8}   goal")
-        torch.set_num_threads(1)
-        for dataset in GOPS:
-            compare(dataset, repeats)
-        torch.set_num_threads(threads)
-        wait()
-
+PARTS = {"clips": clips, "tsv": tsv, "waiting": waiting}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

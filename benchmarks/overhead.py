@@ -1,26 +1,27 @@
 """What the orchestrator costs: the pipeline flow against `dvc repro` on a graph of trivial stages, all in one run.
 
-    python benchmarks/overhead.py [--stages 10] [--repeats 3]
+    python benchmarks/overhead.py
 
 Both are timed as commands, from the shell's point of view, so imports count. The Prefect server runs already.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from benchmarks import table
+from benchmarks.table import Row
 from flows import services, up
 from tasks import dvc_process
 
+STAGES, REPEATS = 10, 3
 PARAMS = "orchestration:\n  max_parallel: 2\n  stages: {}\n"
 DEFAULT = "  default: {pool: cpu, devices: 0, retries: 0, backoff: 0, timeout: null}\n"
 
@@ -49,18 +50,15 @@ def timed(command: list[str], root: Path, env: Mapping[str, str], repeats: int) 
     return statistics.median(seconds)
 
 
-def main() -> None:
-    """Time both with everything cached, then with everything to do."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+def stages(quick: bool) -> Iterator[Row]:
+    """Both with everything cached, then with everything to do."""
+    num = 3 if quick else STAGES
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
-        build_project(root, arguments.stages)
+        build_project(root, num)
         settings = up.Settings("127.0.0.1", port, 0)
         (root / ".duet").mkdir()
         env = up.environment(settings, root, secured=False)
@@ -73,24 +71,26 @@ def main() -> None:
         try:
             while not services.answers(f"{settings.prefect}/api/health"):
                 time.sleep(0.5)
-            report(root, env, arguments.stages, arguments.repeats)
+            yield from compare(root, env, num, 1 if quick else REPEATS)
         finally:
             server.stop()
             server.process.wait()
 
 
-def report(root: Path, env: Mapping[str, str], stages: int, repeats: int) -> None:
-    """Print ours, the peer's and the ratio."""
+def compare(root: Path, env: Mapping[str, str], num: int, repeats: int) -> Iterator[Row]:
+    """The ratios are how many times longer ours takes."""
     env = {**env, "DUET_TRACKING": "off"}
     repro = [str(services.BIN / "dvc"), "repro"]
     flow = [sys.executable, "-m", "flows.pipeline", "--workspace", "current"]
     timed(flow, root, env, 1)  # fills dvc.lock and the server's first tables
-    print(f"{stages} stages, {os.cpu_count()} CPU cores, median of {repeats}")
+    title = f"pipeline flow of {num} trivial stages, {{}}: how much longer it takes"
     peer, ours = timed(repro, root, env, repeats), timed(flow, root, env, repeats)
-    print(f"all cached:  pipeline flow {ours:.2f} s   dvc repro {peer:.2f} s   ratio {ours / peer:.2f} (<= 3)")
+    yield Row(title.format("nothing to do"), "s", ours, peer, "dvc repro", ours / peer, "<= 3")
     peer, ours = timed([*repro, "--force"], root, env, 1), timed([*flow, "--force"], root, env, 1)
-    print(f"all to do:   pipeline flow {ours:.2f} s   dvc repro {peer:.2f} s   {(ours - peer) / stages:+.2f} s a stage")
+    yield Row(title.format("everything to do"), "s", ours, peer, "dvc repro", ours / peer)
 
+
+PARTS = {"stages": stages}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

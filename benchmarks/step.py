@@ -1,22 +1,20 @@
-"""What a step costs.
+"""What a step costs: t3av's pre-training and wildlife's fusion. The other families' steps are in steps.py and caption.py.
 
-    python benchmarks/step.py [t3av | wildlife] [--repeats 5] [--amp]
+    python benchmarks/step.py [t3av] [wildlife]
 
 t3av: a pre-training step against the same step without token dropping and against transformers' peers.
 wildlife: the bottleneck fusion against as many layers of full attention over the tokens of both modalities.
 
-A step is forward and backward on random inputs and random weights. Each pair is timed in turns, so that whatever else the
-machine does meets both alike; figures are medians, ratios hold within a run only. The peers get float pixels already
-normalised, ours starts from uint8 frames and does that inside.
+A step is forward and backward on random inputs and random weights, in fp32 and under bf16 autocast. Each pair is timed in
+turns, by the CPU time of all threads, which other programs on the machine change little; figures are medians, ratios hold
+within a run only. The peers get float pixels already normalised, ours starts from uint8 frames and does that inside.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
+from benchmarks import table
+from benchmarks.table import Row, rates
 from models.attention import Block
 from models.embed import take
 from models.family import Batch, Facts
@@ -164,45 +164,45 @@ def build_vitmae(config: PretrainConfig, batch: Batch) -> Step:
 
 
 def seconds(step: Step, amp: bool) -> float:
-    """Wall time of one forward and backward pass."""
-    began = time.perf_counter()
+    """CPU time of one forward and backward pass."""
+    began = time.process_time()
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         loss = step()
     loss.backward()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
-def compare(title: str, clips: int, ours: Step, peer: Step, goal: float, repeats: int, amp: bool) -> None:
-    """Print clips per second of both and their ratio beside the goal."""
-    for step in (ours, peer):
-        seconds(step, amp)  # the first pass allocates
-    times = [(seconds(ours, amp), seconds(peer, amp)) for _ in range(repeats)]
-    mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    ratio = theirs / mine
-    verdict = "" if ratio >= goal else "  MISSED"
-    print(f"{title:<52}{clips / mine:>9.2f}{clips / theirs:>9.2f}{ratio:>8.2f}   >= {goal:.1f}{verdict}", flush=True)
+def compare(title: str, clips: int, ours: Step, peer: Step, against: str, asked: str, repeats: int) -> Iterator[Row]:
+    """Clips per second of both, in each precision."""
+    for kind, amp in (("fp32", False), ("bf16", True)):
+        for step in (ours, peer):
+            seconds(step, amp)  # the first pass allocates
+        times = [(seconds(ours, amp), seconds(peer, amp)) for _ in range(repeats)]
+        mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+        yield rates(f"{title}, {kind}", "clips a CPU s", clips / mine, clips / theirs, against, asked)
 
 
-def benchmark_t3av(repeats: int, amp: bool) -> None:
+def t3av(quick: bool) -> Iterator[Row]:
     """Video and sound as the `vggsound` preset masks and decodes them, then each peer at its published decoder."""
-    for size in SIZES:
-        few = repeats if size.dim < 500 else max(1, repeats // 2)  # without dropping, ViT-B takes half a minute a step
+    torch.manual_seed(0)
+    for size in SIZES[: 1 if quick else None]:
+        repeats = 1 if quick or size.dim > 500 else 3  # without dropping, ViT-B takes half a minute a step
         config = build_config(size, 16, (12, 6), (512, 2, 8))
         module, batch = Pretrain(config, FACTS).train(), build_batch(config, size.clips)
-        title = f"{size.name}, 16 frames + 10 s, all tokens encoded"
-        compare(title, size.clips, whole(module, batch), lambda m=module, b=batch: undropped(m, b), 3.0, few, amp)
+        title, peer = f"t3av pre-training, {size.name}, 16 frames + 10 s", lambda m=module, b=batch: undropped(m, b)
+        yield from compare(title, size.clips, whole(module, batch), peer, "no token dropping", ">= 3", repeats)
         half = size.heads // 2
         config = replace(
             build_config(size, 16, (8, 4), (size.dim // 2, 4, half)), mask_ratio=0.9, train_audio_mae=False
         )
         module, batch = Pretrain(config, FACTS).train(), build_batch(config, size.clips)
-        title = f"{size.name}, 16 frames, transformers VideoMAE"
-        compare(title, size.clips, whole(module, batch), build_videomae(config, batch), 1.0, repeats, amp)
+        title, peer = f"t3av pre-training, {size.name}, 16 frames", build_videomae(config, batch)
+        yield from compare(title, size.clips, whole(module, batch), peer, "transformers' VideoMAE", ">= 1", repeats)
         images = 4 * size.clips
         config = replace(build_config(size, 1, (8, 4), (512, 8, 16)), video_mask_mode="random", train_audio_mae=False)
         module, batch = Pretrain(config, FACTS).train(), build_batch(config, images)
-        title = f"{size.name}, 1 frame, transformers ViTMAE"
-        compare(title, images, whole(module, batch), build_vitmae(config, batch), 1.0, repeats, amp)
+        title, peer = f"t3av pre-training, {size.name}, 1 frame", build_vitmae(config, batch)
+        yield from compare(title, images, whole(module, batch), peer, "transformers' ViTMAE", ">= 1", repeats)
 
 
 # --- wildlife ------------------------------------------------------------------------------------------------------------
@@ -244,10 +244,11 @@ def build_fusion(seconds: float, layers: int, fusion_layer: int, bottlenecks: in
     )
 
 
-def benchmark_wildlife(repeats: int, amp: bool) -> None:
+def wildlife(quick: bool) -> Iterator[Row]:
     """The preset's four layers, two of them fused, and all of them; with ten seconds of sound and with a minute."""
+    torch.manual_seed(0)
     clips, dims = 2, {"video": 768, "audio": 512}
-    for seconds_of_sound in (10.0, 60.0):
+    for seconds_of_sound in (10.0,) if quick else (10.0, 60.0):
         for fusion_layer in (2, 0):
             config = build_fusion(seconds_of_sound, 4, fusion_layer, 4)
             fusion = Bottleneck(config, dims).train()
@@ -255,9 +256,10 @@ def benchmark_wildlife(repeats: int, amp: bool) -> None:
             places = {m: fusion.places[m].shape[1] for m in MODALITIES}
             given: Streams = {m: torch.randn(clips, places[m], dims[m], requires_grad=True) for m in MODALITIES}
             present: Streams = {m: torch.ones(clips, dtype=torch.bool) for m in MODALITIES}
-            title = f"{places['video']} + {places['audio']} tokens, {4 - fusion_layer} of 4 layers fused"
+            tokens = f"{places['video']} + {places['audio']} tokens, {4 - fusion_layer} of 4 layers fused"
             ours, theirs = partial(mean_square, fusion, given, present), partial(mean_square, peer, given)
-            compare(title, clips, ours, theirs, 1.0, repeats, amp)
+            title, repeats = f"wildlife's mbt fusion, {tokens}", 1 if quick else 3
+            yield from compare(title, clips, ours, theirs, "attention over all tokens", ">= 1", repeats)
 
 
 def mean_square(module: nn.Module, *given: Streams) -> Tensor:
@@ -270,21 +272,7 @@ def whole(module: nn.Module, batch: Batch) -> Step:
     return lambda: module(batch)["loss"]
 
 
-def main() -> None:
-    """Time one family's step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", nargs="?", default="t3av", choices=["t3av", "wildlife"])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    kind = "bf16" if arguments.amp else "fp32"
-    what = {"t3av": "pre-training step", "wildlife": "fusion, forward and backward"}[arguments.family]
-    print(f"{what}, {kind}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
-    print(f"{'clips/s':<52}{'ours':>9}{'peer':>9}{'ratio':>8}   goal")
-    benchmark = {"t3av": benchmark_t3av, "wildlife": benchmark_wildlife}[arguments.family]
-    benchmark(arguments.repeats, arguments.amp)
-
+PARTS = {"t3av": t3av, "wildlife": wildlife}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

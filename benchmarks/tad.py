@@ -1,6 +1,6 @@
 """What temporal action detection costs besides its network.
 
-    python benchmarks/tad.py [detections | decoding] [--predictions 400000] [--videos 200]
+    python benchmarks/tad.py [detections] [decoding]
 
 detections: soft-NMS and mean average precision over IoU thresholds 0.3 to 0.7 of random detections of 20 classes, each against a
 straightforward loop over detections, to which its results must be equal to 1e-9: the nested loops that compiled versions of
@@ -17,15 +17,13 @@ Everything is timed by CPU seconds, which other programs on the machine change l
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +34,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks import table as speeds
+from benchmarks.table import Row, rates
 from models import segment_scores, segments
 from models.adatad import FAMILY
 from models.segments import Segments
@@ -45,6 +45,7 @@ from tasks.data.frame_store import FrameStore
 from tasks.data.windows import WindowDataset
 from tasks.datasets.demo import ffmpeg_binary
 
+PREDICTIONS, VIDEOS = 400_000, 200
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CLASSES, SECONDS, TRUE = 20, 200.0, 3325  # of THUMOS-14's test videos: classes, mean length, true segments
 SIGMA, MIN_SCORE = 0.7, 0.001
@@ -207,13 +208,14 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return statistics.median(times), result
 
 
-def compare(title: str, num: int, ours: Callable[[], Any], peer: Callable[[], Any], goal: float = 0.0) -> None:
-    """Print detections a CPU second of both and their ratio."""
+def compare(
+    title: str, num: int, ours: Callable[[], Any], peer: Callable[[], Any], against: str, asked: str = ""
+) -> Row:
+    """Detections a CPU second of both, whose results must agree."""
     (mine, result), (theirs, expected) = timed(ours, REPEATS), timed(peer, 1)
     apart = float(np.max(np.abs(result - expected)))
-    asked = f"   >= {goal:.0f}" if goal else ""
-    verdict = "  MISSED" if theirs < goal * mine else "" if apart <= EQUAL else f"  NOT EQUAL: {apart:.1e} apart"
-    print(f"{title:<48}{num / mine:>12,.0f}{num / theirs:>12,.0f}{theirs / mine:>8.1f}{asked}{verdict}", flush=True)
+    assert apart <= EQUAL, f"{title}: {apart:.1e} apart"
+    return rates(title, "a CPU s", num / mine, num / theirs, against, asked, f"{apart:.0e} apart")
 
 
 def dropped(scores: np.ndarray) -> np.ndarray:
@@ -283,24 +285,24 @@ def open_windows(table: pd.DataFrame, frames: Any, training: bool) -> WindowData
     return WindowDataset(table, frames, spec, lambda sample: {"frames": torch.as_tensor(sample.frames)}, 0, training)
 
 
-def benchmark_decoding() -> None:
-    """Print CPU seconds of an epoch as a table in Markdown."""
+def decoding(quick: bool) -> Iterator[Row]:
+    """An epoch of each kind, the first of which waits for the stores to be written, and a later one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = make_videos(folder)
         (writing, store), files = timed(partial(write_stores, table, folder), 1), Files(table, folder)
-        print(f"\n{NUM_VIDEOS} videos of {LENGTH} s; stores are written in {writing:.1f} CPU s\n")
-        print("| epoch | windows | from stores, first | later | from MP4s | ratio, first | ratio, later |")
-        print("|---|---|---|---|---|---|---|", flush=True)
         for title, training in (("evaluation", False), ("training", True)):
             ours, theirs = (open_windows(table, frames, training) for frames in (store, files))
-            (later, mine), (peer, expected) = timed(partial(deliver, ours), 3), timed(partial(deliver, theirs), 1)
-            times = [writing + later, later, peer]
-            cells = [title, str(len(ours)), *(f"{value:.2f} s" for value in times)]
-            cells += [f"{peer / (writing + later):.1f}", f"{peer / later:.1f}"]
+            (later, mine), (peer, expected) = (
+                timed(partial(deliver, ours), 1 if quick else 3),
+                timed(partial(deliver, theirs), 1),
+            )
             apart = np.abs(mine.astype(np.float32) - expected).mean()
-            verdict = "" if apart < ALIKE else f" NOT THE SAME FRAMES: {apart:.1f} levels apart"
-            print("| " + " | ".join(cells) + " |" + verdict, flush=True)
+            assert apart < ALIKE, f"{title}: not the same frames, {apart:.1f} levels apart"
+            title = f"{len(ours)} windows of {NUM_VIDEOS} long videos, {title}"
+            for epoch, seconds in (("the first epoch, stores written", writing + later), ("later epochs", later)):
+                against = "seeks into the MP4s"
+                yield rates(f"{title}, {epoch}", "windows a CPU s", len(ours) / seconds, len(ours) / peer, against)
 
 
 def deliver(windows: WindowDataset) -> np.ndarray:
@@ -308,30 +310,23 @@ def deliver(windows: WindowDataset) -> np.ndarray:
     return np.stack([windows[0, row]["frames"][:, ::8, ::8].numpy().copy() for row in range(len(windows))])
 
 
-def benchmark_detections(num: int, videos: int) -> None:
-    """Time soft-NMS and evaluation."""
+def detections(quick: bool) -> Iterator[Row]:
+    """Soft-NMS and evaluation."""
+    num, videos = (PREDICTIONS // 100, VIDEOS // 100) if quick else (PREDICTIONS, VIDEOS)
     found, truth = build_detections(num, videos)
-    print(f"{num:,} detections of {videos} videos, {os.cpu_count()} CPU cores, NumPy {np.__version__}")
-    print(f"{'detections per CPU second':<48}{'ours':>12}{'peer':>12}{'ratio':>8}   goal")
-    compare("soft-NMS, nested loops", num, lambda: nms_ours(found), lambda: dropped(nms_nested(found)), 50)
-    compare("soft-NMS, a loop over NumPy rows", num, lambda: nms_ours(found), lambda: dropped(nms_rowwise(found)))
-    ours = partial(map_ours, found, truth, videos)
-    compare("average mAP, a loop over pandas rows", num, ours, lambda: map_pandas(found, truth), 50)
-    compare("average mAP, a loop over NumPy rows", num, ours, lambda: map_rowwise(found, truth))
+    title = f"soft-NMS of {num:,} detections of {videos} videos"
+    ours = partial(nms_ours, found)
+    yield compare(title, num, ours, lambda: dropped(nms_nested(found)), "nested loops", ">= 50")
+    yield compare(title, num, ours, lambda: dropped(nms_rowwise(found)), "a loop over NumPy rows")
+    title, ours = (
+        f"mean average precision of {num:,} detections of {videos} videos",
+        partial(map_ours, found, truth, videos),
+    )
+    yield compare(title, num, ours, lambda: map_pandas(found, truth), "a loop over pandas rows", ">= 50")
+    yield compare(title, num, ours, lambda: map_rowwise(found, truth), "a loop over NumPy rows")
 
 
-def main() -> None:
-    """Time one part, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=["detections", "decoding"], help="both unless told")
-    parser.add_argument("--predictions", type=int, default=400_000)
-    parser.add_argument("--videos", type=int, default=200)
-    given = parser.parse_args()
-    if given.part != "decoding":
-        benchmark_detections(given.predictions, given.videos)
-    if given.part != "detections":
-        benchmark_decoding()
-
+PARTS = {"detections": detections, "decoding": decoding}
 
 if __name__ == "__main__":
-    main()
+    speeds.main(__doc__, PARTS)

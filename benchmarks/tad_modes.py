@@ -1,8 +1,8 @@
 """What each of adatad's modes costs: time and memory of a training step.
 
-    python benchmarks/tad_modes.py [--frames 768] [--steps 3] [--size thumos_videomae_s]
+    python benchmarks/tad_modes.py
 
-A window of the preset's own size or of `--frames`, batch 1, with the preset's checkpointing, averaged weights and
+A window of the preset's own size, or of 96 frames on a CPU, batch 1, with the preset's checkpointing, averaged weights and
 augmentation, on random weights and frames; the step is the engine's. Each mode runs in a process of its own: on a GPU if
 there is one, in bf16, else on the CPU in fp32, as few CPUs have bf16; there the time is CPU time, which other programs change
 little. Memory is the most that PyTorch held at once in the whole process: on a GPU its allocator's own figure, on a CPU the
@@ -15,11 +15,10 @@ which operations keep to fp32 is as PyTorch has it for CPUs.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +35,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from benchmarks import table
+from benchmarks.table import Row
 from models.adatad import FAMILY
 from models.adatad.config import FinetuneConfig
 from models.family import Batch, Facts, Sample, Window
@@ -46,16 +47,11 @@ from tasks.engine.distributed import Place
 from tasks.engine.run import Run, Task, Training, build_run
 from tasks.preset import load_preset
 
+SIZE, FRAMES, STEPS = "thumos_videomae_s", 96, 3  # preset; window on a CPU; steps, the first not timed
 PHASE = FAMILY.phases["finetune"]
 FACTS = Facts({"label": [f"action {i}" for i in range(20)]}, 0.0, 1.0)
 STEP = 4 / 30  # seconds from one stored frame to the next
-MODES = {  # mode, checkpointing -> what it trains, in the table's words
-    ("adapter", True): "adapters, detector",
-    ("adapter", False): "adapters, detector",
-    ("frozen", True): "detector",
-    ("side", True): "adapters beside the blocks, detector",
-    ("full", True): "everything",
-}
+MODES = [("adapter", True), ("adapter", False), ("frozen", True), ("side", True), ("full", True)]  # checkpointing?
 
 
 @dataclass(frozen=True)
@@ -197,39 +193,28 @@ def count(case: Case) -> int:
     return alive.most
 
 
-# --- the table -----------------------------------------------------------------------------------------------------------
+# --- the rows ------------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Print the table as Markdown, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="thumos_videomae_s", help="a preset")
-    parser.add_argument("--frames", type=int, default=0, help="of the window that is measured; 0 = the preset's")
-    parser.add_argument("--steps", type=int, default=3, help="the first of them is not timed")
-    given = parser.parse_args()
+def modes(quick: bool) -> Iterator[Row]:
+    """Time and memory of a step of each mode."""
     on_gpu = torch.cuda.is_available()
     place, kind = Place(torch.device("cuda" if on_gpu else "cpu")), "bf16" if on_gpu else "fp32"
-    whole = Case(given.size, "adapter", True, 0, on_gpu).read()[0].model
-    frames = given.frames or whole.window * whole.scale_factor
-    machine = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores"
-    print(f"{given.size}, batch 1, {whole.backbone.frame_size} px, {machine}, torch {torch.__version__}\n")
-    columns = ["mode", "what trains", "trained", "parameters", f"step of {frames} frames, {kind}", "memory", "counted"]
-    columns += [f"counted, {whole.window * whole.scale_factor} frames, bf16"]
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
-    for (mode, checkpointing), trains in MODES.items():
-        case = Case(given.size, mode, checkpointing, frames, on_gpu)
+    whole = Case(SIZE, "adapter", True, 0, on_gpu).read()[0].model
+    frames = whole.window * whole.scale_factor if on_gpu else 32 if quick else FRAMES
+    for mode, checkpointing in MODES[: 1 if quick else None]:
+        case = Case(SIZE, mode, checkpointing, frames, on_gpu)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            cost = pool.submit(measure, case, given.steps, place).result()
-        counted = [count(each) for each in (case, replace(case, frames=0, amp=True))]
-        cells = [mode + ("" if checkpointing else ", no checkpointing"), trains]
-        cells += [
-            f"{cost.trained / 1e6:.1f} M",
-            f"{cost.total / 1e6:.1f} M",
-            f"{cost.seconds:.3g} {'s' if on_gpu else 'CPU s'}",
-        ]
-        cells += [f"{size / 2**30:.2f} GiB" for size in (cost.memory, *counted)]
-        print("| " + " | ".join(cells) + " |", flush=True)
+            cost = pool.submit(measure, case, 2 if quick else STEPS, place).result()
+        title = f"adatad step of {frames} frames, {kind}, mode {mode}" + ("" if checkpointing else ", no checkpointing")
+        trained = f"trains {cost.trained / 1e6:.1f} of {cost.total / 1e6:.1f} M parameters"
+        yield Row(title, "s" if on_gpu else "CPU s", cost.seconds, note=trained)
+        same, large = (count(each) / 2**30 for each in (case, replace(case, frames=0, amp=True)))
+        note = f"counted: {same:.2f}; of {whole.window * whole.scale_factor} frames in bf16 {large:.2f}"
+        yield Row(f"{title}, memory", "GiB", cost.memory / 2**30, note=note)
 
+
+PARTS = {"modes": modes}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

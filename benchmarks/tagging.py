@@ -1,6 +1,6 @@
 """What tagging costs besides training.
 
-    python benchmarks/tagging.py [gap] [features] [--videos 50000] [--seconds 60]
+    python benchmarks/tagging.py [gap] [features]
 
 gap: GAP@20 of a million predictions, the 20 best of 3,396 classes of each of 50,000 videos, against a straightforward loop:
 every prediction is an item of a list, the list is sorted, and precision is added up from its top; its result must be equal
@@ -18,8 +18,6 @@ five runs; of features both run once.
 
 from __future__ import annotations
 
-import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -35,6 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import table
+from benchmarks.table import Row, costs, rates
 from models.family import Facts, FeatureSpec
 from models.tag_scores import GlobalPrecision
 from models.videotag.config import TsnConfig, TsnModel
@@ -44,7 +44,8 @@ from tasks.data.extraction import Extractor, Features
 from tasks.datasets.demo import ffmpeg_binary
 
 CLASSES, K, TAGS = 3396, 20, 3.4  # of VideoTag: classes, listed tags; of YouTube-8M: tags a video, on the average
-BATCH = 1000  # videos scored together
+VIDEOS, BATCH = 50_000, 1000  # videos; scored together
+SECONDS = 20  # of the video
 REPEATS, EQUAL = 5, 1e-9
 TSN = TsnConfig(
     model=TsnModel(depth=18, model_name="none", head="fresh"), seg_num=3, seg_len=1, loss="bce", sampling="uniform",
@@ -94,15 +95,17 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def line(title: str, num: int, ours: tuple[float, float], peer: tuple[float, float]) -> None:
-    """Print predictions a CPU second of both, (seconds, GAP) each, and their ratio."""
+def compare(title: str, num: int, ours: tuple[float, float], peer: tuple[float, float]) -> Row:
+    """Predictions a CPU second of both, (seconds, GAP) each."""
     apart = abs(ours[1] - peer[1])
-    verdict = f"{apart:9.1e} apart" + ("" if apart <= EQUAL else "  NOT EQUAL")
-    print(f"{title:<44}{num / ours[0]:>13,.0f}{num / peer[0]:>13,.0f}{peer[0] / ours[0]:>9.1f}  {verdict}", flush=True)
+    assert apart <= EQUAL, f"{title}: {apart:.1e} apart"
+    return rates(title, "a CPU s", num / ours[0], num / peer[0], "sorting them in a loop", note=f"{apart:.0e} apart")
 
 
-def compare_gap(num: int) -> None:
+def gap(quick: bool) -> Iterator[Row]:
     """From the ranked predictions, and from all scores."""
+    torch.set_num_threads(1)
+    num = 1000 if quick else VIDEOS
     metric, found = GlobalPrecision(K), list[tuple[float, bool]]()
     ours = theirs = 0.0
     for scores, truth in build_scores(num):
@@ -116,10 +119,10 @@ def compare_gap(num: int) -> None:
     mine = statistics.median(seconds for seconds, _ in runs), runs[0][1]
     peer = timed(lambda: gap_looped(found, metric.num_right))
     kept = sum(part.nbytes for part in (*metric.score, *metric.hit))
-    print(f"{'predictions a CPU second':<44}{'ours':>13}{'loop':>13}{'ratio':>9}")
-    line(f"GAP@{K} of {total:,} ranked predictions", total, mine, peer)
-    line(f"GAP@{K} from {CLASSES} scores a video", total, (mine[0] + ours, mine[1]), (peer[0] + theirs, peer[1]))
-    print(f"GAP@{K} {mine[1]:.6f}; {kept / 1e6:.1f} MB kept of {num * CLASSES * 4 / 1e6:,.0f} MB of scores")
+    yield compare(f"GAP@{K} of {total:,} ranked predictions", total, mine, peer)
+    whole, all_sorted = (mine[0] + ours, mine[1]), (peer[0] + theirs, peer[1])
+    yield compare(f"GAP@{K} from {CLASSES} scores a video", total, whole, all_sorted)
+    yield costs(f"memory of GAP@{K} of {num:,} videos", "MB", kept / 1e6, num * CLASSES * 4 / 1e6, "all scores")
 
 
 # --- features ----------------------------------------------------------------------------------------------------------
@@ -163,12 +166,13 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare_features(seconds: int) -> None:
+def features(quick: bool) -> Iterator[Row]:
     """Reading alone, and with a network. Ours is run first: the memory's peak never falls."""
+    torch.set_num_threads(1)
+    seconds = 4 if quick else SECONDS
     spec = feature_spec(TSN)
     network = Tsn(TSN, Facts({"tag": ["one"]}, 0.0, 1.0)).eval()
     cases = (("reading", MeanColor(), replace(spec, dim=3)), ("reading and ResNet-18", network, spec))
-    print(f"{'frames that become features, a CPU second':<44}{'ours':>13}{'loop':>13}{'ratio':>9}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         build_video(path, seconds)
@@ -178,28 +182,16 @@ def compare_features(seconds: int) -> None:
             between = memory()
             peer = timed(lambda module=module, own=own: features_looped(path, module, own))
             num, apart = len(mine[1]), np.abs(mine[1] - peer[1]).mean() / np.abs(peer[1]).mean()
-            print(
-                f"{f'{title}, of {seconds} s':<44}{num / mine[0]:>13,.1f}{num / peer[0]:>13,.1f}"
-                f"{peer[0] / mine[0]:>9.2f}  {apart:.1%} apart; memory grew by {between - before:,.0f} MB, then by "
-                f"{memory() - between:,.0f} MB more",
-                flush=True,
-            )
+            title = f"features of a {seconds} s video's frames, {title}"
+            against = "a loop that loads the video first"
+            yield rates(title, "frames a CPU s", num / mine[0], num / peer[0], against, note=f"{apart:.1%} apart")
+            if module is not network:  # later the peak is the peer's already
+                yield costs(
+                    f"memory to read a {seconds} s video's frames", "MB", between - before, memory() - before, against
+                )
 
 
-def main() -> None:
-    """Time the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["gap", "features"], help="gap, features")
-    parser.add_argument("--videos", type=int, default=50_000)
-    parser.add_argument("--seconds", type=int, default=60, help="of the video")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{os.cpu_count()} CPU cores, NumPy {np.__version__}, PyTorch {torch.__version__}")
-    if "gap" in given.parts:
-        compare_gap(given.videos)
-    if "features" in given.parts:
-        compare_features(given.seconds)
-
+PARTS = {"gap": gap, "features": features}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)
