@@ -20,7 +20,7 @@ from benchmarks import record
 from benchmarks.table import Row
 
 # In the order of the table.
-NAMES = ["preparation", "loader", "step", "steps", "caption", "tad", "tad_modes", "tagging", "overhead"]
+NAMES = ["preparation", "loader", "step", "steps", "caption", "tad", "tad_modes", "tagging", "scale", "overhead"]
 
 
 def command(name: str) -> list[str]:

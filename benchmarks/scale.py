@@ -1,6 +1,6 @@
 """Time and memory at VGGSound's size: 20,000 against 200,000 clips, each step in a process of its own.
 
-    python benchmarks/scale.py [--rows 20000 200000] [--folder DIR]
+    python benchmarks/scale.py
 
 A few hundred MP4s of one second stand under as many names as there are rows, by hard link, in VGGSound's layout with its
 309 classes. What takes its time per file whatever the number of files is set aside and said so: `clean` is given the probes
@@ -11,7 +11,6 @@ at either size. The peer of the larger size is the smaller one: time in proporti
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import io
@@ -23,18 +22,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import table
+from benchmarks.table import Row
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
 
 ROWS = (20_000, 200_000)
 FILES, CLASSES, LINKS = 192, 309, 60_000  # a file system may allow 65,000 names of a file
 READ, BATCH, WORKERS = 20_000, 32, 2  # clips that the loader reads at either size
-SECONDS_MEANT = 20.0  # of subset and of clean without probing, at the larger size
+SECONDS_MEANT = 20.0  # at the larger size, of
+MEANT = ("subset, all", "subset, counts", "clean, probes given")
 STORED = {"num_frames": 2, "frame_step": 0, "short_side": 32, "sample_rate": 16000, "codec": "pcm16", "shards": 64}
 MEGABYTE = 1 << 20
 
@@ -239,7 +241,7 @@ def evaluate(rows: int) -> None:
     evaluation._predictions(probabilities, truth, labels, clips).frame.to_csv("predictions.csv", index=False)
 
 
-PARTS: dict[str, Callable[[int], Mapping[str, float] | None]] = {
+STEPS: dict[str, Callable[[int], Mapping[str, float] | None]] = {
     "subset, all": functools.partial(take_subset, mode="all"),
     "subset, counts": functools.partial(take_subset, mode="counts"),
     "subset, all again": functools.partial(take_subset, mode="all"),  # for what follows
@@ -284,25 +286,25 @@ def _megabytes(text: str, name: str) -> float:
     return int(found[1]) / 1024
 
 
-def run_part(name: str, rows: int) -> None:
-    """One part in this process; its figures as JSON."""
+def run_step(name: str, rows: int) -> None:
+    """One step in this process; its figures as JSON."""
     import torch  # noqa: F401  # every stage's process has it, so that peaks compare
 
     began, used = time.perf_counter(), cpu_seconds()
     with contextlib.redirect_stdout(io.StringIO()):
-        found = PARTS[name](rows) or {}
+        found = STEPS[name](rows) or {}
     seconds = {"seconds": time.perf_counter() - began, "CPU s": cpu_seconds() - used}
     print(json.dumps({**seconds, "peak MB": peak(), **found}))
 
 
-def measure_part(name: str, rows: int) -> dict[str, float]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--part", name, "--rows", str(rows)]
+def in_a_process(code: str) -> str:
+    """What Python code that begins with this module's import prints, in a process of its own."""
+    command = [sys.executable, "-c", f"from benchmarks import scale; {code}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     if ended.returncode:
-        raise SystemExit(f"{name} at {rows} rows failed:\n{ended.stderr[-2000:]}")
-    return json.loads(ended.stdout.splitlines()[-1])
+        raise SystemExit(f"{code} failed:\n{ended.stderr[-2000:]}")
+    return ended.stdout
 
 
 def prepare(sizes: list[int]) -> None:
@@ -315,36 +317,26 @@ def prepare(sizes: list[int]) -> None:
             make_rows(files, rows, folder)
 
 
-def main() -> None:
-    """Make the rows, then measure each part at each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
-    parser.add_argument("--folder", type=Path, help="for the rows; kept, and used again if they are there")
-    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part:
-        run_part(given.part, given.rows[0])
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.chdir(folder):
-            subprocess.run(
-                [sys.executable, "-c", PREPARE, *map(str, given.rows)],
-                env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
-                check=True,
+def grow(quick: bool) -> Iterator[Row]:
+    """Each step at both sizes: CPU time in proportion to the rows, and peak memory."""
+    small, large = (10_000, 30_000) if quick else ROWS
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        in_a_process(f"scale.prepare([{small}, {large}])")
+        for name in STEPS:
+            few, many = (
+                json.loads(in_a_process(f"scale.run_step({name!r}, {rows})").splitlines()[-1])
+                for rows in (small, large)
             )
-            for name in given.only:
-                for rows in given.rows:
-                    print(
-                        f"{name:32} {rows:8}",
-                        "  ".join(f"{k} {v:.3g}" for k, v in measure_part(name, rows).items()),
-                        flush=True,
-                    )
+            title, against = f"{name}, {large:,} clips", f"{small:,} of them"
+            growth = many["CPU s"] / few["CPU s"] / (large / small)
+            yield Row(f"{title}: time over proportion", "CPU s", many["CPU s"], few["CPU s"], against, growth, "<= 1.1")
+            memory = many["peak MB"] / few["peak MB"]
+            yield Row(f"{title}: peak memory", "MB", many["peak MB"], few["peak MB"], against, memory, "<= 1.2")
+            if name in MEANT:
+                yield Row(title, "s", many["seconds"], asked=f"<= {SECONDS_MEANT:g}")
 
 
-PREPARE = "import sys, scale; scale.prepare([int(rows) for rows in sys.argv[1:]])"
+PARTS = {"grow": grow}
 
 if __name__ == "__main__":
-    main()
+    table.main(__doc__, PARTS)

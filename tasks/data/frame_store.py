@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
+import pybase64
 import simplejpeg
 
 from models.family import InputError
@@ -40,7 +41,7 @@ def write_frames(path: Path, rows: Iterable[tuple[str, int, int, Sequence[bytes]
                     raise ValueError(f"key {key!r} is empty or holds a tab or a line break")
                 offsets.append(handle.tell())
                 size = json.dumps({"class": -1, "width": width, "height": height})
-                columns = [key.encode(), size.encode(), *(binascii.b2a_base64(jpeg, newline=False) for jpeg in jpegs)]
+                columns = [key.encode(), size.encode(), *(pybase64.b64encode(jpeg) for jpeg in jpegs)]
                 handle.write(b"\t".join(columns) + b"\n")
         with storage.atomic_file(path.with_suffix(".lineidx")) as text:
             text.write_text("".join(f"{offset}\n" for offset in offsets))
@@ -119,7 +120,7 @@ class FrameShard:
         view, tabs = self.row(number)
         ends = [*(tab - 1 for tab in tabs[1:]), len(view)]
         try:
-            return [binascii.a2b_base64(view[tabs[c + 1] : ends[c + 1]]) for c in columns]
+            return [pybase64.b64decode(view[tabs[c + 1] : ends[c + 1]], validate=True) for c in columns]
         except (binascii.Error, IndexError):
             raise InputError(f"{self.path} row {number} is damaged; run the stores stage again") from None
 
