@@ -25,6 +25,7 @@ from tasks import storage
 from tasks.data import manifest
 
 INDEX = "index.parquet"
+LINE_END = b"\r\n"
 BLOCK = 1 << 16  # bytes that the system maps at once around a page
 
 
@@ -76,11 +77,13 @@ class FrameShard:
         return {**self.__dict__, "_map": None}
 
     def row(self, number: int) -> tuple[memoryview, list[int]]:
-        """A row's bytes and the position after each of its tabs; nothing is copied or decoded."""
+        """A row's bytes, without its line end, and the position after each of its tabs; nothing is copied or decoded."""
         data, start, end = self._span(number)
         tabs, at = [], start
         while (at := data.find(b"\t", at, end) + 1) > 0:
             tabs.append(at - start)
+        while end > start and data[end - 1] in LINE_END:
+            end -= 1
         return memoryview(data)[start:end], tabs
 
     def _span(self, number: int) -> tuple[mmap.mmap, int, int]:
