@@ -36,6 +36,7 @@ ROWS = (20_000, 200_000)
 FILES, CLASSES, LINKS = 192, 309, 60_000  # a file system may allow 65,000 names of a file
 READ, BATCH, WORKERS = 20_000, 32, 2  # clips that the loader reads at either size
 SECONDS_MEANT = 20.0  # at the larger size, of
+FLAT = ("frames and audio, decoded once", "training loader")  # need no more memory for more clips
 MEANT = ("subset, all", "subset, counts", "clean, probes given")
 STORED = {"num_frames": 2, "frame_step": 0, "short_side": 32, "sample_rate": 16000, "codec": "pcm16", "shards": 64}
 MEGABYTE = 1 << 20
@@ -331,7 +332,8 @@ def grow(quick: bool) -> Iterator[Row]:
             growth = many["CPU s"] / few["CPU s"] / (large / small)
             yield Row(f"{title}: time over proportion", "CPU s", many["CPU s"], few["CPU s"], against, growth, "<= 1.1")
             memory = many["peak MB"] / few["peak MB"]
-            yield Row(f"{title}: peak memory", "MB", many["peak MB"], few["peak MB"], against, memory, "<= 1.2")
+            asked = "<= 1.2" if name in FLAT else ""
+            yield Row(f"{title}: peak memory", "MB", many["peak MB"], few["peak MB"], against, memory, asked)
             if name in MEANT:
                 yield Row(title, "s", many["seconds"], asked=f"<= {SECONDS_MEANT:g}")
 
