@@ -48,7 +48,7 @@ DECODING = Decoding(
     max_length=115, beams=1, length_penalty=1.0, repetition_penalty=1.0, sample=False, temperature=1.0, top_k=0, top_p=1.0,
     seed=0,
 )  # fmt: skip
-WORDS = Words(cls=101, sep=102, mask=103, unk=100, stop=1012, vocab_size=30522)
+WORDS = Words(cls=101, sep=102, mask=103, stop=1012, vocab_size=30522)
 FEATURES, MEASURED = 1257, (1, 38, 76, 114)  # tokens of video and audio; words at which the peer is measured
 CAPTIONS, ASKED = (94, 100), 0.25  # wordpieces; share of them that is asked for
 WEIGHTS = {

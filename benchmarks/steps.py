@@ -29,9 +29,10 @@ from benchmarks.tad_modes import Case, build_batch
 from models.adatad.config import Augmentation, BackboneConfig
 from models.adatad.model import Finetune
 from models.family import Batch, Facts
+from models.transforms import IMAGENET
 from models.videotag.config import TsnConfig, TsnModel
 from models.videotag.data import HEAD
-from models.videotag.tsn import IMAGENET, Tsn
+from models.videotag.tsn import Tsn
 
 FRAMES, PRESET = 32, "thumos_videomae_s"
 CLIPS, TAGS = 2, 3396

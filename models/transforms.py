@@ -14,6 +14,7 @@ from models.family import InputError
 
 FLOOR = float(torch.finfo(torch.float32).eps)
 WINDOW, SHIFT = 0.025, 0.010  # seconds
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that published weights expect
 
 
 class LogMel(nn.Module):

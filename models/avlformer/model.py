@@ -20,15 +20,13 @@ from models.avlformer.config import (
     num_audio_tokens,
     num_video_tokens,
 )
-from models.avlformer.data import CLS, HEAD, MASK, SEP, UNK
+from models.avlformer.data import CLS, HEAD, MASK, SEP
 from models.avlformer.links import Links
 from models.avlformer.swin import VideoSwin
 from models.avlformer.writing import Words, write
 from models.family import Batch, Facts, ParameterGroup
 from models.passt import PaSST, Spectrum
-from models.transforms import hide_bands
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that Video Swin's checkpoints expect
+from models.transforms import IMAGENET, hide_bands
 
 
 class Finetune(nn.Module):
@@ -162,10 +160,8 @@ def questions(text: Tensor, asked: Tensor, mask: int) -> tuple[Tensor, Tensor, T
 
 def special_words(names: list[str]) -> Words:
     """Ids of the wordpieces that are no words, and of the end of a sentence."""
-    cls, sep, mask, unk = (names.index(name) for name in (CLS, SEP, MASK, UNK))
-    return Words(
-        cls=cls, sep=sep, mask=mask, unk=unk, stop=names.index(".") if "." in names else -1, vocab_size=len(names)
-    )
+    cls, sep, mask = (names.index(name) for name in (CLS, SEP, MASK))
+    return Words(cls=cls, sep=sep, mask=mask, stop=names.index(".") if "." in names else -1, vocab_size=len(names))
 
 
 def parameter_groups(config: FinetuneConfig) -> dict[str, ParameterGroup]:

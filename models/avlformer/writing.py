@@ -31,7 +31,6 @@ class Words:
     cls: int
     sep: int
     mask: int
-    unk: int
     stop: int  # the full stop, -1 = the vocabulary has none
     vocab_size: int
 

@@ -10,10 +10,9 @@ from torch.nn import functional
 
 from models import tag_scores
 from models.family import Batch, Facts
+from models.transforms import IMAGENET
 from models.videotag.config import TsnConfig, TsnModel, check_tsn
 from models.videotag.data import HEAD
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that the published weights expect
 
 
 class Tsn(nn.Module):

@@ -15,10 +15,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from models.attention import Block, initialise
 from models.embed import sincos_in_turn, video_patches
 from models.family import Batch, Facts
-from models.transforms import LogMel, hide_bands, standardise
+from models.transforms import IMAGENET, LogMel, hide_bands, standardise
 from models.wildlife.config import AudioConfig, ModelConfig, VideoConfig, mel_frames, video_grid
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that VideoMAE's checkpoints expect
 
 
 class VideoEncoder(nn.Module):

@@ -21,7 +21,7 @@ from models.avlformer.writing import Cache, Words, spell, write
 from tests.models.toy_avlformer import CONFIG, build, joint, peer_of
 
 VOCAB, NUM, CLIPS = 12, 6, 8
-WORDS = Words(cls=2, sep=3, mask=4, unk=1, stop=5, vocab_size=VOCAB)
+WORDS = Words(cls=2, sep=3, mask=4, stop=5, vocab_size=VOCAB)
 GREEDY = Decoding(
     max_length=9, beams=1, length_penalty=1.0, repetition_penalty=1.0, sample=False, temperature=1.0, top_k=0, top_p=1.0,
     seed=0,
