@@ -216,7 +216,7 @@ class FrameStore:
 
 def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
     """JPEGs of one size -> (T, H, W, 3) uint8 RGB; each distinct picture is decoded once. ValueError for a damaged one."""
-    height, width = simplejpeg.decode_jpeg_header(jpegs[0])[:2]
+    height, width = map(int, simplejpeg.decode_jpeg_header(jpegs[0])[:2])
     pictures = np.empty((len(jpegs), height, width, 3), np.uint8)
     first: dict[bytes, int] = {}
     for k, jpeg in enumerate(jpegs):
