@@ -24,9 +24,11 @@ class Attention(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of (B, N, D), each (B, heads, N, D / heads)."""
         batch, num, dim = x.shape
-        rows = self.qkv(x)
-        if self.q_bias is not None and self.v_bias is not None:
-            rows = rows + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(rows.dtype)
+        if self.q_bias is None or self.v_bias is None:
+            rows = self.qkv(x)
+        else:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            rows = functional.linear(x, self.qkv.weight, bias)
         q, k, v = rows.view(batch, num, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
         return q, k, v
 
