@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -27,8 +28,25 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; from pinned memory the copy goes on beside the computation."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    """The batch on the device. A GPU copies it from pinned memory beside the computation that it was given before.
+
+    Nothing waits for the GPU within a step, so that the next batch is asked for, and copied, while this one's is going on.
+    """
+    copying = _copying(device) if device.type == "cuda" else None
+    with torch.cuda.stream(copying) if copying else nullcontext():
+        there = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    if copying:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for value in there.values():
+            value.record_stream(computing)  # else the next batch could take its place before it was read
+    return there
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which batches go to a GPU; each stream has memory of its own."""
+    return torch.cuda.Stream(device)
 
 
 def cached_gradients(

@@ -337,6 +337,18 @@ def test_consensus_is_on_features(loss: Literal["softmax", "bce"]) -> None:
     assert 0.9 * 512**-0.5 < bound <= 512**-0.5
 
 
+def test_pictures_go_channels_last_through_weights_as_they_are_stored() -> None:
+    module, last = Tsn(tiny_tsn(), FACTS).train(), []
+    for block in (module.resnet.relu, module.resnet.layer1, module.resnet.layer4):
+        block.register_forward_hook(
+            lambda _, given, out: last.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+    frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
+    module({"frames": frames, "tags": torch.eye(4)[:2]})["loss"].backward()
+    assert last == [True] * 3
+    assert all(p.is_contiguous() and p.grad is not None and p.grad.is_contiguous() for p in module.parameters())
+
+
 def test_scores_of_tsn() -> None:
     rng = np.random.default_rng(0)
     logits, tags = rng.standard_normal((30, 7)).astype(np.float32), (rng.random((30, 7)) < 0.3).astype(np.float32)

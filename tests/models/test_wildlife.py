@@ -145,9 +145,17 @@ def test_frozen_features_give_what_the_whole_gives(fusion: str) -> None:
 
 
 def test_the_resnet_learns_where_it_is_not_frozen() -> None:
-    module = build(audio_freeze_backbone=False).train()
+    """Its maps lie channels last, its weights and their gradients as they are stored."""
+    module, last = build(audio_freeze_backbone=False).train(), []
+    net = module.audio_encoder.resnet
+    for block in (net.relu, net.layer1, net.layer2):
+        block.register_forward_hook(
+            lambda _, given, out: last.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
     module(batch(module.config))["loss"].backward()
+    assert last == [True] * 3
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+    assert all(p.is_contiguous() and p.grad.is_contiguous() for p in net.parameters() if p.grad is not None)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------

@@ -334,6 +334,23 @@ def test_on_a_gpu_utilisation_is_told(tmp_path: Path) -> None:
     assert 0 < logged[0]["train/mfu"] < 1 and logged[0]["train/peak_cuda_memory_gb"] > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_go_to_a_gpu_beside_its_computation() -> None:
+    device, sums = torch.device("cuda"), []
+    batches = [{"x": torch.full((1 << 20,), float(i)).pin_memory()} for i in range(6)]
+    memory.to_device(batches[0], device)["x"].sum()  # what the first use loads would wait
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1 << 31)  # clock ticks: about a second
+    for batch in batches:
+        there = memory.to_device(batch, device)
+        sums.append(there["x"].sum())
+        del there  # its memory may be given away only when that sum is there
+    memory._copying(device).synchronize()
+    assert not torch.cuda.current_stream().query(), "the batches are there while the computation before them goes on"
+    assert [value.item() for value in sums] == [i * float(1 << 20) for i in range(6)]
+
+
 def test_clips_that_are_never_drawn_teach_nothing(tmp_path: Path) -> None:
     """Where only the first eight clips are frequent, the others' targets change nothing."""
     task = toy.build_task()
