@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from models.family import Batch, InputError
 from tasks import storage
@@ -165,7 +165,8 @@ def stack(samples: Sequence[Mapping[str, Any]]) -> Batch:
 def _join(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors that differ in their first dimension at most."""
     same = all(value.shape == values[0].shape for value in values)
-    return torch.stack(list(values)) if same else pad_sequence(list(values), batch_first=True)
+    # PyTorch's own writes a worker's batch straight into the memory that it shares with the trainer.
+    return default_collate(list(values)) if same else pad_sequence(list(values), batch_first=True)
 
 
 def read_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
