@@ -32,7 +32,7 @@ stores: {{clips: {{num_frames: 4, frame_step: 0, short_side: 0, quality: 90, sam
 {NAME}: {{dataset: clips, pictures: {{}}, tags: {{}}}}
 """
 CPU = torch.device("cpu")
-STORES = stores.Stores(4, 0, 0, 90, 16000, "pcm16", 1, 1, "processes", 0.1)
+STORES = stores.Stores(4, 0, 0, 90, 16000, "pcm16", 1, 1, "processes", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,9 @@ def test_features_of_another_manifest_are_refused(project: Path) -> None:
     manifest.write(table.assign(annotation=table["annotation"].iloc[::-1].tolist()), manifest.manifest_path("clips"))
     stores.stores("clips", STORES)
     spec, folder = toy_features.FAMILY.phases["tags"].clip(toy_features.Tags(4)), Path("artifacts") / NAME / "features"
-    with pytest.raises(InputError, match=r"features was made of another manifest than .*; run the features stage again"):
+    with pytest.raises(
+        InputError, match=r"features was made of another manifest than .*; run the features stage again"
+    ):
         open_split("clips", "train", spec, lambda sample: {}, 0, features=folder)
 
 
