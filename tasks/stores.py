@@ -167,11 +167,11 @@ def shard_table(
     settings: Stores,
     work: Path,
 ) -> pd.DataFrame:
-    """What `build` says of a shard, as a table: all shards together would be an object for each value."""
+    """What `build` says of a shard, by the clips' places in the manifest; all shards as rows would be objects by the million."""
     rows = build(root, clips.to_dict("records"), number, settings, work)
     for row in rows:
         row |= dict(zip(MEL, row.pop("mel", ()), strict=False))
-    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL])
+    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL], index=clips.index)
 
 
 BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
@@ -221,7 +221,9 @@ def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path, digest: str) -
     good = rows["reason"] == ""
     stats = statistics(table, rows, folder)
     kinds = KINDS | (STEP if rows["step"].notna().any() else {})
-    index.write(table[LISTED].merge(rows.loc[good, ["id", *kinds]].astype(kinds), on="id"), folder, digest)
+    stored = rows.loc[good, list(kinds)].astype(kinds).sort_index()
+    listed = table[LISTED] if good.all() else table.loc[stored.index, LISTED]
+    index.write(listed.join(stored), folder, digest)
     quarantine.write_list(rows[~good], folder / "quarantine.csv")
     (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
@@ -257,7 +259,8 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         else:
             results = cluster.work(shard_table, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
-        rows = pd.concat(results, ignore_index=True)
+        rows = pd.concat(results)
+        del jobs, results  # which are as large as the tables that they came from and went into
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
         stats = finish(table, rows, work / "stores", listed)

@@ -21,11 +21,10 @@ from tests.tasks.test_manifest import table as manifest_table
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), unique=True), st.text())
 def test_places_are_those_of_a_dict(ids: list[str], other: str) -> None:
     splits = [manifest.SPLITS[k % 3] for k in range(len(ids))]
-    with tempfile.TemporaryDirectory() as folder:
-        table = pd.DataFrame({"id": pd.Series(ids, dtype="str"), "split": pd.Series(splits, dtype="str")})
-        index.write(table, Path(folder), "")
-        rows = index.read(Path(folder))
     ordered = sorted(zip(splits, ids, strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        index.write(pd.DataFrame(ordered, columns=["split", "id"], dtype="str"), Path(folder), "")
+        rows = index.read(Path(folder))
     places = Places(rows)
     assert dict(places) == {clip: row for row, (_, clip) in enumerate(ordered)}
     assert list(places) == [clip for _, clip in ordered] and (other in places) == (other in ids)

@@ -96,7 +96,7 @@ def test_clips_of_a_split_are_those_of_the_manifest(data: Path) -> None:
 
 def test_what_a_reader_has_seen_of_frames_does_not_stay_with_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [(f"clip{k}", 1, 1, [rng.bytes(90_000)]) for k in range(64)]
+    rows = [(f"clip{k:02d}", 1, 1, [rng.bytes(90_000)]) for k in range(64)]
     path = tmp_path / shard_name("frames", 0, 1, "tsv")
     write_frames(path, rows)
     stored = {"id": [row[0] for row in rows], "split": "train", "shard": 0, "row": range(64), "num_frames": 1}

@@ -67,8 +67,8 @@ def write_project(
     table = pd.DataFrame(rows)
     manifest.write(table, root / "data/sounds/clean/manifest.parquet")
     with contextlib.chdir(root):
-        digest = manifest.digest("sounds")
-    index.write(table[stores.LISTED].merge(stored, on="id"), folder, digest)
+        listed, digest = manifest.read("sounds", columns=stores.LISTED), manifest.digest("sounds")
+    index.write(listed.merge(stored, on="id"), folder, digest)
     for stage, lost in (("clean", 2), ("stores", 0)):
         dropped = pd.DataFrame({"id": [f"lost_{i}" for i in range(lost)], "reason": "empty"})
         dropped.to_csv(root / "data/sounds" / stage / "quarantine.csv", index=False)
