@@ -1,6 +1,9 @@
-"""A training step of adatad and videotag against the same network put together from transformers' and torchvision's parts.
+"""A training step of a family against the same network put together from transformers' and torchvision's parts.
 
-    python benchmarks/steps.py [adatad] [videotag]
+    python benchmarks/steps.py [wildlife] [adatad] [videotag]
+
+wildlife: fine-tuning as the preset `mammalps` has it. The peer is transformers' VideoMAE-B and torchvision's ResNet-18 on a
+spectrogram that it finds ready, then PyTorch's transformer over the tokens of both and the two classifiers.
 
 adatad: VideoMAE-S over 32 frames of 160 pixels in chunks of 16, adapters in its blocks, and the detector. The peer is
 transformers' VideoMAE, whose layers are called one by one, an adapter of two 1-D convolutions behind each, as AdaTAD's own
@@ -33,6 +36,11 @@ from models.transforms import IMAGENET
 from models.videotag.config import TsnConfig, TsnModel
 from models.videotag.data import HEAD
 from models.videotag.tsn import Tsn
+from models.wildlife import FAMILY as WILDLIFE
+from models.wildlife.config import FinetuneConfig as WildlifeConfig
+from models.wildlife.config import ModelConfig as WildlifeModel
+from models.wildlife.config import mel_frames
+from models.wildlife.model import Finetune as WildlifeFinetune
 
 FRAMES, PRESET = 32, "thumos_videomae_s"
 CLIPS, TAGS = 2, 3396
@@ -40,6 +48,92 @@ TSN = TsnConfig(
     model=TsnModel(depth=50, model_name="none", head="fresh"), seg_num=3, seg_len=1, loss="bce", sampling="uniform",
     fps=1.0, max_frames=300, resize="keep", short_size=256, target_size=224, min_area=1.0, flip=False,
 )  # fmt: skip
+
+
+class PlainPair(nn.Module):
+    """VideoMAE and a ResNet, joined by attention over the tokens of both."""
+
+    def __init__(self, config: WildlifeModel, species: int, activities: int) -> None:
+        super().__init__()
+        video, dim = config.video_encoder, config.fusion_hidden_dim
+        self.vit = VideoMAEModel(
+            VideoMAEConfig(
+                image_size=video.frame_size,
+                num_frames=video.num_frames,
+                hidden_size=config.video_feature_dim,
+                num_hidden_layers=video.num_layers,
+                num_attention_heads=video.num_heads,
+                intermediate_size=4 * config.video_feature_dim,
+            )
+        )
+        resnet = torchvision.models.resnet18()
+        resnet.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+        self.resnet = nn.Sequential(*list(resnet.children())[:-2])
+        self.enter = nn.ModuleList([nn.Linear(config.video_feature_dim, dim), nn.Linear(512, dim)])
+        layer = nn.TransformerEncoderLayer(
+            dim, config.fusion_num_heads, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.mix = nn.TransformerEncoder(layer, config.fusion_num_layers, enable_nested_tensor=False)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, dim // 2), nn.ReLU(), nn.Linear(dim // 2, classes))
+            for classes in (species, activities)
+        )
+
+    def forward(self, pixels: Tensor, picture: Tensor) -> list[Tensor]:
+        """(B, T, 3, S, S) normalised and (B, 1, mel, frames) -> logits (B, C) of both heads."""
+        streams = (self.vit(pixels).last_hidden_state, self.resnet(picture).flatten(2).transpose(1, 2))
+        tokens = torch.cat([enter(stream) for enter, stream in zip(self.enter, streams, strict=True)], 1)
+        joined = self.mix(tokens).mean(1)
+        return [head(joined) for head in self.heads]
+
+
+def wildlife(quick: bool) -> Iterator[Row]:
+    """Both modalities of a clip."""
+    torch.manual_seed(0)
+    config = build_wildlife()
+    classes = {"species": 5, "activity": 11}
+    facts = Facts({head: [f"{head} {i}" for i in range(n)] for head, n in classes.items()}, -5.0, 4.5)
+    module = WildlifeFinetune(config, facts).train()
+    peer = PlainPair(config.model, *classes.values()).train()
+    video, audio = config.model.video_encoder, config.model.audio_encoder
+    samples = round(audio.sample_rate * audio.audio_duration)
+    shape = (1, video.num_frames, 3, video.frame_size, video.frame_size)
+    batch: Batch = {
+        "frames": torch.randint(0, 256, shape, dtype=torch.uint8),
+        "wave": 0.1 * torch.randn(1, samples),
+        "wave_length": torch.tensor([samples]),
+        "has_video": torch.ones(1, dtype=torch.bool),
+        "has_audio": torch.ones(1, dtype=torch.bool),
+        **{head: torch.zeros(1, dtype=torch.long) for head in classes},
+    }
+    pixels, picture = torch.randn(shape), torch.randn(1, 1, audio.num_mel_bins, mel_frames(audio))
+
+    def composed() -> Tensor:
+        logits = peer(pixels, picture)
+        return torch.stack([functional.cross_entropy(one.float(), batch["species"]) for one in logits]).sum()
+
+    title = f"wildlife step, VideoMAE-B, {video.num_frames} frames, and ResNet-18, {audio.audio_duration:g} s"
+    against = "transformers' VideoMAE + torchvision's ResNet + nn.TransformerEncoder"
+    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 3)
+
+
+def build_wildlife() -> WildlifeConfig:
+    """The sizes of `mammalps`, without dropout."""
+    config = WILDLIFE.phases["finetune"].tiny
+    video = replace(config.model.video_encoder, num_layers=12, num_heads=12, num_frames=16, frame_size=224)
+    audio = replace(config.model.audio_encoder, freeze_backbone=False, audio_duration=10.0, num_mel_bins=128)
+    model = replace(
+        config.model,
+        video_encoder=replace(video, patch_size=16, tubelet=2),
+        audio_encoder=audio,
+        video_feature_dim=768,
+        fusion_hidden_dim=512,
+        fusion_num_layers=4,
+        fusion_num_heads=8,
+        fusion_layer=2,
+        num_bottlenecks=4,
+    )
+    return replace(config, model=model)
 
 
 class PlainAdapter(nn.Module):
@@ -130,7 +224,7 @@ def videotag(quick: bool) -> Iterator[Row]:
     )
 
 
-PARTS = {"adatad": adatad, "videotag": videotag}
+PARTS = {"wildlife": wildlife, "adatad": adatad, "videotag": videotag}
 
 if __name__ == "__main__":
     table.main(__doc__, PARTS)

@@ -85,4 +85,4 @@ def vary(wave: np.ndarray, augment: Augmentation | None, rng: np.random.Generato
         return wave
     if augment.roll:
         wave = np.roll(wave, int(rng.integers(0, len(wave))))
-    return (wave * 10 ** (rng.uniform(-augment.gain, augment.gain) / 20)).astype(np.float32)
+    return (wave * 10 ** (rng.uniform(-augment.gain, augment.gain) / 20)).astype(np.float32, copy=False)

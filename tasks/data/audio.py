@@ -74,7 +74,7 @@ def decode(stored: np.ndarray, sample_rate: int | None) -> tuple[np.ndarray, int
     if stored.dtype == np.int16:
         if sample_rate is None:
             raise ValueError("raw samples need the store's sample_rate attribute")
-        return stored.astype(np.float32) / FULL_SCALE, sample_rate
+        return np.divide(stored, FULL_SCALE, dtype=np.float32), sample_rate
     with av.open(io.BytesIO(stored.tobytes()), "r") as container:
         rate = container.streams.audio[0].rate
         resampler = Resampler(rate)

@@ -100,16 +100,17 @@ class AudioShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        self._sounds: tuple[h5py.Dataset, int | None] | None = None  # and the Hz that it tells of all
         self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None, "_process": 0}
+        return {"path": self.path, "_file": None, "_sounds": None, "_process": 0}
 
     def open(self) -> h5py.File:
         """The file; InputError where it is none."""
         if self._file is None or self._process != os.getpid():  # HDF5 does not survive a fork
             try:
-                self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+                self._file, self._sounds, self._process = h5py.File(self.path, "r"), None, os.getpid()
                 limits = self._file.id.get_mdc_config()
                 limits.set_initial_size = True
                 limits.initial_size = limits.min_size = limits.max_size = CACHE
@@ -128,12 +129,15 @@ class AudioShard:
     def stored(self, number: int) -> tuple[np.ndarray, int | None]:
         """What the file keeps of a row, and the Hz that it tells of all: int16 samples, or uint8 bytes of an mp3 or flac."""
         file = self.open()
-        codec = next((name for name in CODECS if name in file), None)
-        if codec is None:
-            raise InputError(f"{self.path} has none of the data sets {', '.join(CODECS)}")
-        sounds = cast(h5py.Dataset, file[codec])
-        rate = sounds.attrs.get("sample_rate")
-        return np.asarray(sounds[number]), None if rate is None else int(cast(int, rate))
+        if self._sounds is None:
+            codec = next((name for name in CODECS if name in file), None)
+            if codec is None:
+                raise InputError(f"{self.path} has none of the data sets {', '.join(CODECS)}")
+            sounds = cast(h5py.Dataset, file[codec])
+            rate = sounds.attrs.get("sample_rate")
+            self._sounds = sounds, None if rate is None else int(cast(int, rate))
+        sounds, rate = self._sounds
+        return np.asarray(sounds[number]), rate
 
     def read(self, number: int) -> tuple[np.ndarray, int]:
         """((N,) float32 in [-1, 1], Hz) of a row."""
