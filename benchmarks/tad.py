@@ -32,6 +32,7 @@ from typing import Any
 import av
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from benchmarks import table as speeds
@@ -244,7 +245,7 @@ def make_videos(folder: Path) -> pd.DataFrame:
 def write_stores(table: pd.DataFrame, folder: Path) -> FrameStore:
     """What the stage `stores` makes of them."""
     rows = stores.shard_table(stores.build_shard, folder, table, 0, STORES, folder)  # pyright: ignore[reportArgumentType]
-    stores.finish(table, rows, folder / "stores")
+    stores.finish(table.assign(has_video=True), rows, folder / "stores", "")
     return FrameStore(folder / "stores")
 
 
@@ -282,7 +283,8 @@ def open_windows(table: pd.DataFrame, frames: Any, training: bool) -> WindowData
     """Windows of 768 frames, as the presets have them, up to where a frame is cropped."""
     phase = FAMILY.phases["finetune"]
     spec = phase.clip(replace(phase.tiny, model=replace(phase.tiny.model, window=768)))
-    return WindowDataset(table, frames, spec, lambda sample: {"frames": torch.as_tensor(sample.frames)}, 0, training)
+    rows = pa.RecordBatch.from_pandas(table)
+    return WindowDataset(rows, frames, spec, lambda sample: {"frames": torch.as_tensor(sample.frames)}, 0, training)
 
 
 def decoding(quick: bool) -> Iterator[Row]:

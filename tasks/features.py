@@ -24,13 +24,12 @@ from tqdm import tqdm
 import models
 from models.family import InputError
 from tasks import bundle, command, params, quarantine, storage, tracking
-from tasks.data import audio, clip_files, extraction, feature_files, manifest, picture_folder, raw_clip, video
+from tasks.data import audio, clip_files, extraction, feature_files, index, manifest, picture_folder, raw_clip, video
 from tasks.data.clip_files import ClipError
 from tasks.data.feature_store import SOURCE, feature_folder
-from tasks.data.frame_store import INDEX
 from tasks.engine import distributed
 
-COLUMNS = ["id", "num_frames", "dim", "times", "checksum", "sha256"]
+COLUMNS = ["id", "split", "num_frames", "dim", "times", "checksum", "sha256"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Job:
     settings: Features
     phase: str  # of the family, that makes features
     clips: pd.DataFrame  # rows of the manifest
+    digest: str  # of the manifest
 
     @property
     def is_made(self) -> bool:
@@ -81,7 +81,7 @@ def read_job(family: str) -> Job:
     settings, dataset = params.stage(Features, "features", family), params.value(family, "dataset")
     if settings.workers < 0:
         raise InputError(f"params.yaml: features.{family}.workers is {settings.workers}; it must be 0 or more")
-    return Job(family, dataset, settings, phase, manifest.read(dataset))
+    return Job(family, dataset, settings, phase, manifest.read(dataset), manifest.digest(dataset))
 
 
 def work_folder(job: Job, device: torch.device) -> Path:
@@ -183,8 +183,8 @@ def features(job: Job, device: torch.device) -> tuple[int, int]:
         made.mkdir()
         for name in good:
             storage.link_or_copy(work / "clips" / f"{name}.npy", made / f"{name}.npy")
-        index = pd.DataFrame([good[name] for name in job.clips["id"] if name in good], columns=COLUMNS)
-        index.to_parquet(made / INDEX, index=False)
+        listed = [{"split": clip["split"]} | good[clip["id"]] for clip in clips if clip["id"] in good]
+        index.write(pd.DataFrame(listed, columns=COLUMNS), made, job.digest)
         quarantine.write_list(failed, made / "quarantine.csv")
         (made / SOURCE).write_text(json.dumps(job.source, indent=1) + "\n")
         storage.install_folder(made, feature_folder(job.family))

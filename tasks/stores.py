@@ -28,6 +28,7 @@ from tasks.data import (
     audio,
     clip_files,
     cluster,
+    index,
     manifest,
     picture_folder,
     prepared,
@@ -36,11 +37,12 @@ from tasks.data import (
     workers,
 )
 from tasks.data.audio_store import audio_writer
-from tasks.data.frame_store import INDEX, shard_name, write_frames
+from tasks.data.frame_store import shard_name, write_frames
 
 MEL_BINS = 128  # of the statistics, as every family hears
 MINUTE = 6000  # mel frames of a long video that are there at once
 READERS = {clip_files.PICTURE: picture_folder, clip_files.ROW: archive_rows}  # by the ending of a clip's path
+LISTED = ["id", "split", "path", "duration", "has_video", "annotation"]  # of the manifest, in the index
 KINDS = {
     "shard": int, "row": int, "num_frames": int, "width": int, "height": int, "has_audio": bool, "audio_row": int,
 }  # fmt: skip
@@ -165,11 +167,11 @@ def shard_table(
     settings: Stores,
     work: Path,
 ) -> pd.DataFrame:
-    """What `build` says of a shard, as a table: all shards together would be an object for each value."""
+    """What `build` says of a shard, by the clips' places in the manifest; all shards as rows would be objects by the million."""
     rows = build(root, clips.to_dict("records"), number, settings, work)
     for row in rows:
         row |= dict(zip(MEL, row.pop("mel", ()), strict=False))
-    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL])
+    return pd.DataFrame(rows, columns=[*quarantine.COLUMNS, *KINDS, *STEP, *MEL], index=clips.index)
 
 
 BUILDERS = {clip_files.SUFFIX: link_shard, clip_files.FEATURES: note_shard}  # by the ending of a clip's path
@@ -211,12 +213,17 @@ def statistics(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[st
     }
 
 
-def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, float]:
-    """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics."""
+def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path, digest: str) -> dict[str, float]:
+    """Write index, quarantine list and statistics beside the shards in `folder`; returns the statistics.
+
+    The index repeats what a loader asks of the manifest, whose `table` and `digest` these are.
+    """
     good = rows["reason"] == ""
     stats = statistics(table, rows, folder)
     kinds = KINDS | (STEP if rows["step"].notna().any() else {})
-    rows.loc[good, ["id", *kinds]].astype(kinds).to_parquet(folder / INDEX, index=False)
+    stored = rows.loc[good, list(kinds)].astype(kinds).sort_index()
+    listed = table[LISTED] if good.all() else table.loc[stored.index, LISTED]
+    index.write(listed.join(stored), folder, digest)
     quarantine.write_list(rows[~good], folder / "quarantine.csv")
     (folder / "stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     return stats
@@ -225,7 +232,7 @@ def finish(table: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> dict[str, f
 def stores(dataset: str, settings: Stores) -> dict[str, float]:
     """Write data/<dataset>/stores; returns the statistics."""
     root, name = storage.DATA / dataset, f"stores.{dataset}"
-    table = manifest.read_clean(dataset, ["id", "path", "split", "duration", "frames", "has_audio"])
+    table = manifest.read_clean(dataset, [*LISTED, "frames", "has_audio"])
     if min(settings.shards, settings.workers, settings.sample_rate) < 1:
         raise InputError(f"params.yaml: {name}: shards, workers and sample_rate must be 1 or more")
     if min(settings.num_frames, settings.frame_step) != 0 or max(settings.num_frames, settings.frame_step) < 1:
@@ -236,7 +243,7 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         storage.file_digest(Path(str(module.__file__)))
         for module in (video, audio, sound_files, clip_files, prepared, picture_folder, archive_rows)
     ]
-    listed = storage.file_digest(manifest.manifest_path(dataset))
+    listed = manifest.digest(dataset)
     identity = [asdict(settings.preparation), settings.codec, settings.shards, listed, code]
     work = storage.WORK / f"stores-{dataset}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     with storage.locked(work):
@@ -245,16 +252,18 @@ def stores(dataset: str, settings: Stores) -> dict[str, float]:
         # Workers of Dask may have another working directory.
         source, target = (root, work) if is_here else (root.resolve(), work.resolve())
         build = BUILDERS.get(Path(table["path"].iloc[0]).suffix, build_shard)
-        jobs = [(build, source, table.iloc[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
+        clips = table.drop(columns="annotation")
+        jobs = [(build, source, clips.iloc[k :: settings.shards], k, settings, target) for k in range(settings.shards)]
         if is_here:
             results = workers.work(shard_table, jobs, settings.workers, len(table), "stores")
         else:
             results = cluster.work(shard_table, jobs, settings.workers, settings.scheduler, "stores")
             storage.remove_unfinished(work)  # of workers that died
-        rows = pd.concat(results, ignore_index=True)
+        rows = pd.concat(results)
+        del jobs, results  # which are as large as the tables that they came from and went into
         failed = rows[rows["reason"] != ""]
         quarantine.check_share(failed, len(rows), settings.max_quarantine, name)
-        stats = finish(table, rows, work / "stores")
+        stats = finish(table, rows, work / "stores", listed)
         storage.install_folder(work / "stores", root / "stores")
         shutil.rmtree(work)
     return stats

@@ -30,7 +30,7 @@ from tasks.command import say
 from tasks.data import manifest, prepared_store
 from tasks.data.batches import Clips, InOrder, TensorClips, build_loader, read_batches
 from tasks.data.feature_store import read_source
-from tasks.data.frame_store import INDEX
+from tasks.data.index import INDEX
 from tasks.engine import distributed, loop, profiling
 from tasks.engine.distributed import Place
 from tasks.engine.predictions import predictions
@@ -204,8 +204,7 @@ def work_folder(job: Job, origin: dict[str, Any]) -> Path:
     settings = {k: v for k, v in dataclasses.asdict(job.settings).items() if k not in NOT_IN_RESULT}
     data = storage.DATA / job.dataset
     inputs = [
-        storage.file_digest(data / name)
-        for name in ("clean/manifest.parquet", "stores/index.parquet", "stores/stats.json")
+        storage.file_digest(data / name) for name in ("clean/manifest.parquet", f"stores/{INDEX}", "stores/stats.json")
     ]
     if folder := features_of(job):
         inputs.append(storage.file_digest(folder / INDEX))

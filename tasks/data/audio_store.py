@@ -17,8 +17,9 @@ import numpy as np
 
 from models.family import InputError
 from tasks import storage
-from tasks.data import audio
-from tasks.data.frame_store import Places, find, read_index, shard_name
+from tasks.data import audio, index
+from tasks.data.frame_store import shard_name
+from tasks.data.index import Places, find
 
 CODECS: tuple[audio.Codec, ...] = ("pcm16", "flac", "mp3")
 CACHE = 1 << 16  # bytes of what was read that HDF5 keeps of a file; up to 32 MB, times the shards, if it may
@@ -151,18 +152,17 @@ class AudioStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = read_index(folder)
-        index = index[index["has_audio"]]
-        self.places = Places(index["id"])
-        self._shard, self._row = index["shard"].to_numpy(), index["audio_row"].to_numpy()
+        rows = index.read(folder)
+        self.places = Places(rows)
+        self._shard, self._row = rows["shard"].to_numpy(), rows["audio_row"].to_numpy()  # row -1: no sound
         self._count = len(list(folder.glob("audio-*.h5")))
         self._shards: dict[int, AudioShard] = {}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int((self._row >= 0).sum())
 
     def __contains__(self, clip: str) -> bool:
-        return clip in self.places
+        return clip in self.places and self._row[self.places[clip]] >= 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
@@ -170,6 +170,8 @@ class AudioStore:
     def read(self, clip: str) -> tuple[np.ndarray, int]:
         """((N,) float32 in [-1, 1], Hz) of a clip."""
         place = find(self.places, clip, self.folder)
+        if self._row[place] < 0:
+            raise InputError(f"{self.folder} holds no sound of clip {clip}")
         number = int(self._shard[place])
         if number not in self._shards:
             self._shards[number] = AudioShard(self.folder / shard_name("audio", number, self._count, "h5"))

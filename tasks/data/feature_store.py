@@ -1,4 +1,4 @@
-"""Features of clips as the features stage leaves them: ID.npy (T, D) for each clip, index.parquet and quarantine.csv."""
+"""Features of clips as the features stage leaves them: ID.npy (T, D) for each clip, index.arrow and quarantine.csv."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from models.family import InputError
 from tasks import storage
-from tasks.data.frame_store import INDEX, Places, find
+from tasks.data import index
+from tasks.data.index import Places, find
 
 SOURCE = "source.json"  # beside the index: the phase that made the features, its weights, and the kind of numbers
 
@@ -31,13 +31,9 @@ class FeatureStore:
     """The features of clips, by clip id."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / INDEX).is_file():
-            family = folder.parent.name
-            raise InputError(f"{folder / INDEX} not found; run `python -m tasks.features {family}` first")
         self.folder = folder
-        index = pq.read_table(folder / INDEX, columns=["id", "times"])
-        self.places = Places(index["id"].to_pandas())
-        self._times = index["times"].combine_chunks()
+        self.rows = index.read(folder, f"run `python -m tasks.features {folder.parent.name}` again")
+        self.places, self._times = Places(self.rows), self.rows["times"]
 
     @property
     def ids(self) -> list[str]:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import binascii
 import json
 import mmap
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow.compute as pc
 import pybase64
 import simplejpeg
 
 from models.family import InputError
 from tasks import storage
-from tasks.data import manifest
+from tasks.data import index
+from tasks.data.index import Places, find
 
-INDEX = "index.parquet"
 LINE_END = b"\r\n"
 BLOCK = 1 << 16  # bytes that the system maps at once around a page
 
@@ -128,42 +125,15 @@ class FrameShard:
             raise InputError(f"{self.path} row {number} is damaged; run the stores stage again") from None
 
 
-class Places(Mapping[str, int]):
-    """The row of each id of a column, found by halving: a dict would hold an object for each id, in each worker anew."""
-
-    def __init__(self, ids: pd.Series) -> None:
-        texts = manifest.packed(ids)
-        order = pc.sort_indices(texts)  # pyright: ignore[reportAttributeAccessIssue]
-        self._rows, self._ids = order.to_numpy(), texts.take(order)  # as UTF-8 sorts, so do Python's strings
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids.take(np.argsort(self._rows)).to_pylist())
-
-    def __getitem__(self, clip: str) -> int:
-        at = bisect_left(range(len(self)), clip, key=lambda place: self._ids[place].as_py())
-        if at == len(self) or self._ids[at].as_py() != clip:
-            raise KeyError(clip)
-        return int(self._rows[at])
-
-    def missing(self, ids: pd.Series) -> list[str]:
-        """Those of the ids that have no row, sorted."""
-        wanted = manifest.packed(ids)
-        known = pc.is_in(wanted, self._ids)  # pyright: ignore[reportAttributeAccessIssue]
-        return sorted(wanted.filter(~known.to_numpy(zero_copy_only=False)).to_pylist())
-
-
 class FrameStore:
     """The shards of a dataset's stores folder, by clip id."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = read_index(folder)
-        self.places = Places(index["id"])
-        self._shard, self._row, self._num_frames = (index[c].to_numpy() for c in ("shard", "row", "num_frames"))
-        self._step = index["step"].to_numpy() if "step" in index else None
+        rows = index.read(folder)
+        self.places = Places(rows)
+        self._shard, self._row, self._num_frames = (rows[c].to_numpy() for c in ("shard", "row", "num_frames"))
+        self._step = rows["step"].to_numpy() if "step" in rows.schema.names else None
         self._shards: dict[int, FrameShard] = {}
         self._count = len(list(folder.glob("frames-*.tsv")))
 
@@ -230,18 +200,3 @@ def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
 def shard_name(kind: str, number: int, count: int, ending: str) -> str:
     """Such as frames-00000-of-00004.tsv."""
     return f"{kind}-{number:05d}-of-{count:05d}.{ending}"
-
-
-def read_index(folder: Path) -> pd.DataFrame:
-    """The stores' table: id, shard, row, num_frames, width, height, has_audio; step (s) where frames were stored by steps."""
-    if not (folder / INDEX).is_file():
-        raise InputError(f"{folder / INDEX} not found; run the stores stage first")
-    return pd.read_parquet(folder / INDEX)
-
-
-def find(places: Mapping[str, int], clip: str, folder: Path) -> int:
-    """A clip's place in the index; InputError where the stores lack it."""
-    try:
-        return places[clip]
-    except KeyError:
-        raise InputError(f"{folder} holds no clip {clip}; run the stores stage again") from None

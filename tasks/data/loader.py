@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from models.family import Batch, ClipSpec, InputError, Sample
 from tasks import storage
-from tasks.data import clip_files, manifest
+from tasks.data import clip_files, index, manifest
 from tasks.data.audio_store import AudioStore
 from tasks.data.batches import Clips, GlobalBatches, InOrder, Key, build_loader, read_batches
 from tasks.data.feature_store import FeatureStore
@@ -27,15 +27,14 @@ __all__ = [
     "ClipDataset", "GlobalBatches", "InOrder", "build_loader", "chosen_columns", "frame_columns", "open_split",
     "read_batches",
 ]  # fmt: skip
-COLUMNS = ("id", "path", "duration", "has_video", "has_audio", "annotation")  # of the manifest
 
 
 class ClipDataset(Dataset[Batch]):
-    """The clips of a manifest table, read from the stores and put through a phase's transform."""
+    """The clips of an index's rows, read from the stores and put through a phase's transform."""
 
     def __init__(
         self,
-        table: pd.DataFrame,
+        rows: pa.RecordBatch,
         frame_store: FrameStore | PreparedFrames,
         audio_store: AudioStore | PreparedSounds,
         spec: ClipSpec,
@@ -44,9 +43,9 @@ class ClipDataset(Dataset[Batch]):
         training: bool = False,
         feature_store: FeatureStore | None = None,
     ) -> None:
-        self.ids = manifest.Column(table["id"], str)
-        self.has_video, self.has_audio = table["has_video"].to_numpy(), table["has_audio"].to_numpy()
-        self.annotations = manifest.annotations(table)
+        self.ids = manifest.Column(rows["id"], str)
+        self.has_video, self.has_audio = rows["has_video"], rows["has_audio"]
+        self.annotations = manifest.annotations(rows)
         self.frame_store, self.audio_store = frame_store, audio_store
         self.feature_store = feature_store
         self.spec, self.transform, self.seed, self.training = spec, transform, seed, training
@@ -72,7 +71,7 @@ class ClipDataset(Dataset[Batch]):
         return {**self.transform(sample), "row": torch.tensor(row)}
 
     def _frames(self, row: int, rng: np.random.Generator) -> np.ndarray | None:
-        if self.spec.num_frames == 0 or not self.has_video[row]:
+        if self.spec.num_frames == 0 or not self.has_video[row].as_py():
             return None
         stored = self.frame_store.num_frames(self.ids[row])
         columns = chosen_columns(self.spec, stored, rng if self.training else None)
@@ -80,7 +79,7 @@ class ClipDataset(Dataset[Batch]):
 
     def _sound(self, row: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clip's waveform, or the spectrogram that was prepared in its place."""
-        if self.spec.audio_seconds == 0 or not self.has_audio[row]:
+        if self.spec.audio_seconds == 0 or not self.has_audio[row].as_py():
             return None, None
         if isinstance(self.audio_store, PreparedSounds):
             return None, self.audio_store.read(self.ids[row])
@@ -117,37 +116,35 @@ def open_split(
     """A split of data/<dataset>, by windows where the phase has them; `training` draws those, and frames.
 
     `features` is the folder of the clips' features; those that have none are left out, whatever the phase takes.
-    InputError when the stores lack clips of the manifest, or what the phase takes of them.
+    InputError when the stores are of another manifest, or lack what the phase takes of the clips.
     """
-    table = manifest.read(dataset, features, COLUMNS, split)
     folder = storage.DATA / dataset / "stores"
+    stored = index.read(folder)
+    index.check(stored, folder, dataset, f"run `python -m tasks.stores {dataset}` again")
+    rows = index.of_split(stored, split)
+    if features and (lost := manifest.quarantined(features)):
+        rows = rows.filter(pa.array(~rows["id"].to_pandas().isin(lost)))
     frame_store, audio_store = open_stores(folder)
     if isinstance(audio_store, PreparedSounds) and spec.audio_seconds and not spec.takes_mel:
         raise InputError(
             f"{folder} holds spectrograms that were prepared elsewhere and this phase hears waveforms; "
             "name a dataset of videos"
         )
-    if missing := frame_store.places.missing(table["id"]):
-        raise InputError(
-            f"{folder} lacks {len(missing)} of the {len(table)} {split} clips in the manifest ({missing[0]}, …); "
-            f"run `python -m tasks.stores {dataset}` again"
-        )
-    if spec.num_frames and len(table) and clip_files.is_features(table["path"].iloc[0]):
+    if spec.num_frames and len(rows) and clip_files.is_features(rows["path"][0].as_py()):
         raise InputError(f"{dataset} holds features of frames and no pictures, which this phase sees; begin after it")
     if spec.window is None:
-        feature_store = open_features(features, table) if spec.features and features else None
-        return ClipDataset(table, frame_store, audio_store, spec, transform, seed, training, feature_store)
+        feature_store = open_features(features, dataset) if spec.features and features else None
+        return ClipDataset(rows, frame_store, audio_store, spec, transform, seed, training, feature_store)
     if not isinstance(frame_store, FrameStore) or not frame_store.has_steps:
         raise InputError(
             f"{folder} holds frames chosen by their number and this phase needs them at steps in time; set "
             f"stores.{dataset}.frame_step to 1 or more, num_frames to 0, and run the stores stage again"
         )
-    return WindowDataset(table, frame_store, spec, transform, seed, training)
+    return WindowDataset(rows, frame_store, spec, transform, seed, training)
 
 
-def open_features(folder: Path, table: pd.DataFrame) -> FeatureStore:
-    """The features of these clips; InputError where some have none."""
+def open_features(folder: Path, dataset: str) -> FeatureStore:
+    """The features of a dataset's clips; InputError where they are of another manifest."""
     store = FeatureStore(folder)
-    if missing := store.places.missing(table["id"]):
-        raise InputError(f"{folder} lacks {len(missing)} clips ({missing[0]}, …); run the features stage again")
+    index.check(store.rows, folder, dataset, "run the features stage again")
     return store

@@ -1,12 +1,15 @@
 """The manifest: one row for every usable clip of a dataset, in Parquet."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from models.family import ClipInfo, InputError
 from tasks import storage
@@ -16,6 +19,8 @@ COLUMNS = [
     "has_video", "has_audio", "sample_rate", "silent", "still", "checksum", "annotation",
 ]  # fmt: skip
 SPLITS = ("train", "val", "test")
+BATCH = 10_000  # rows whose digest is taken at once
+DIGEST = b"digest"  # in the file's metadata: of all rows, so that later stages can tell whether they had the same
 CLASSES = "classes.json"  # beside it: names by id, where the format lists all classes
 T = TypeVar("T")
 
@@ -26,7 +31,7 @@ class Column(Sequence[T]):
     A list would hold an object for each row, and a forked worker its own copy of all: counting references writes to them.
     """
 
-    def __init__(self, texts: pd.Series, make: Callable[[str], T]) -> None:
+    def __init__(self, texts: pd.Series | pa.Array, make: Callable[[str], T]) -> None:
         self.texts, self.make = packed(texts), make
 
     def __len__(self) -> int:
@@ -41,7 +46,7 @@ class Column(Sequence[T]):
         return [self.make(text) for text in found.to_pylist()] if isinstance(row, slice) else self.make(found.as_py())
 
 
-def packed(texts: pd.Series) -> pa.Array:
+def packed(texts: pd.Series | pa.Array) -> pa.Array:
     """A column of text in one buffer."""
     array = pa.array(texts, pa.large_string())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
@@ -57,14 +62,31 @@ def read_clean(dataset: str, columns: Sequence[str] | None = None, split: str = 
 
     `columns` and `split` ask for a part of it: of hundreds of thousands of clips the whole takes its room.
     """
+    filters = [("split", "==", split)] if split else None
+    with _readable(dataset) as path:
+        return pd.read_parquet(path, columns=None if columns is None else list(columns), filters=filters)
+
+
+def digest(dataset: str) -> str:
+    """What tells these rows from all others; of the file only the end is read."""
+    with _readable(dataset) as path:
+        noted = (pq.read_schema(path).metadata or {}).get(DIGEST)
+    if noted is None:
+        raise InputError(f"{path} is of an older version of Duet; run the clean stage again")
+    return noted.decode()
+
+
+@contextmanager
+def _readable(dataset: str) -> Iterator[Path]:
+    """The manifest's path, to be read in the block; InputError where that cannot be done."""
     path = manifest_path(dataset)
     if not path.is_file():
         raise InputError(f"{path} not found; run `python -m tasks.clean {dataset}` (or dvc repro clean@{dataset})")
     try:
-        filters = [("split", "==", split)] if split else None
-        return pd.read_parquet(path, columns=None if columns is None else list(columns), filters=filters)
+        yield path
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable Parquet file ({_line(error)}); run the clean stage again") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no readable Parquet file ({reason}); run the clean stage again") from None
 
 
 def read(
@@ -76,11 +98,15 @@ def read(
     """
     table = read_clean(dataset, columns, split)
     for folder in filter(None, (storage.DATA / dataset / "stores", features)):
-        if (folder / "quarantine.csv").is_file():
-            lost = pd.read_csv(folder / "quarantine.csv", dtype=str, keep_default_na=False)["id"]
-            if len(lost):
-                table = table[~table["id"].isin(lost)].reset_index(drop=True)
+        if lost := quarantined(folder):
+            table = table[~table["id"].isin(lost)].reset_index(drop=True)
     return table
+
+
+def quarantined(folder: Path) -> list[str]:
+    """The clips that a later stage has put into quarantine beside what it made."""
+    path = folder / "quarantine.csv"
+    return pd.read_csv(path, dtype=str, keep_default_na=False)["id"].tolist() if path.is_file() else []
 
 
 def read_classes(dataset: str) -> list[str]:
@@ -89,18 +115,19 @@ def read_classes(dataset: str) -> list[str]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write the rows sorted by split and id, atomically; the same rows give the same bytes."""
-    ordered = table.sort_values(["split", "id"], kind="stable")[COLUMNS].reset_index(drop=True)
+    ordered = table.sort_values(["split", "id"], kind="stable")[COLUMNS]
+    rows = pa.Table.from_pandas(ordered, preserve_index=False)
+    contents = hashlib.sha256()
+    for batch in rows.to_batches(max_chunksize=BATCH):
+        contents.update(batch.serialize())
+    noted = {**(rows.schema.metadata or {}), DIGEST: contents.hexdigest()}
     with storage.atomic_file(path) as temporary:
-        ordered.to_parquet(temporary, index=False)
+        pq.write_table(rows.replace_schema_metadata(noted), temporary)
 
 
-def annotations(table: pd.DataFrame) -> Column[dict[str, Any]]:
+def annotations(table: pd.DataFrame | pa.RecordBatch) -> Column[dict[str, Any]]:
     """The annotation of each row, parsed when it is asked for."""
     return Column(table["annotation"], json.loads)
 

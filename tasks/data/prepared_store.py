@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from models.family import InputError
-from tasks.data import prepared
+from tasks.data import index, prepared
 from tasks.data.audio_store import AudioStore
 from tasks.data.clip_files import PICTURES, SOUNDS, SUFFIX, ClipError
-from tasks.data.frame_store import FrameStore, Places, find, read_index
+from tasks.data.frame_store import FrameStore
+from tasks.data.index import Places, find
 
 
 class PreparedFrames:
@@ -19,8 +20,8 @@ class PreparedFrames:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = read_index(folder)
-        self.places, self._num_frames = Places(index["id"]), index["num_frames"].to_numpy()
+        rows = index.read(folder)
+        self.places, self._num_frames = Places(rows), rows["num_frames"].to_numpy()
 
     @property
     def ids(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
@@ -22,11 +22,11 @@ def window_starts(stored: int, length: int, stride: int) -> list[int]:
 
 
 class WindowDataset(Dataset[Batch]):
-    """Windows of the videos of a manifest table: in training one of each, drawn anew each time; else all of all."""
+    """Windows of the videos of an index's rows: in training one of each, drawn anew each time; else all of all."""
 
     def __init__(
         self,
-        table: pd.DataFrame,
+        rows: pa.RecordBatch,
         frame_store: FrameStore,
         spec: ClipSpec,
         transform: Callable[[Sample], Batch],
@@ -34,9 +34,9 @@ class WindowDataset(Dataset[Batch]):
         training: bool,
     ) -> None:
         assert spec.window is not None
-        self.ids = manifest.Column(table["id"], str)
-        self.durations = table["duration"].to_numpy()
-        self.annotations = manifest.annotations(table)
+        self.ids = manifest.Column(rows["id"], str)
+        self.durations = rows["duration"].to_numpy()
+        self.annotations = manifest.annotations(rows)
         self.frame_store, self.transform, self.seed = frame_store, transform, seed
         self.window: WindowSpec = spec.window
         self.places: list[tuple[int, int, int]] | None = None  # video, first frame and frames of each window

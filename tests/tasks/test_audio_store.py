@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models.family import InputError
-from tasks.data import audio
+from tasks.data import audio, index
 from tasks.data.audio_store import AudioShard, AudioStore, write_audio
-from tasks.data.frame_store import INDEX
 
 
 def tone(seconds: float, pitch: float, rate: int = 16000) -> np.ndarray:
@@ -91,8 +90,8 @@ def test_same_input_same_bytes(tmp_path: Path, codec: audio.Codec) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> AudioStore:
     write_audio(tmp_path / "audio-00000-of-00001.h5", WAVES, 16000, "pcm16")
-    rows = [("mute", 0, 0, False, -1), *((name, 0, k + 1, True, k) for k, (name, _) in enumerate(WAVES))]
-    pd.DataFrame(rows, columns=["id", "shard", "row", "has_audio", "audio_row"]).to_parquet(tmp_path / INDEX)
+    rows = [("mute", "test", 0, -1), *((name, "train", 0, k) for k, (name, _) in enumerate(WAVES))]
+    index.write(pd.DataFrame(rows, columns=["id", "split", "shard", "audio_row"]), tmp_path, "")
     return AudioStore(tmp_path)
 
 
@@ -100,8 +99,11 @@ def test_clips_by_name(store: AudioStore) -> None:
     assert len(store) == 3
     wave, rate = store.read("b,ä")
     assert rate == 16000 and np.array_equal(np.round(wave * 32768), WAVES[1][1])
-    with pytest.raises(InputError, match="holds no clip mute"):
+    with pytest.raises(InputError, match="holds no sound of clip mute"):
         store.read("mute")
+    with pytest.raises(InputError, match="holds no clip nobody"):
+        store.read("nobody")
+    assert [name in store for name in ("a", "mute", "nobody")] == [True, False, False]
 
 
 def read_length(store: AudioStore, clip: str) -> int:

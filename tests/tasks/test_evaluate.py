@@ -70,7 +70,7 @@ def opened(phase: str) -> tuple[Bundle, nn.Module, FrameStore, AudioStore]:
 def alone(phase: str, clip: str, hide: str = "") -> dict[str, np.ndarray]:
     """A phase's predictions for one clip read straight from the stores, in a batch of one."""
     trained, module, frames, sounds = opened(phase)
-    has_video, has_audio = frames.num_frames(clip) and hide != "video", clip in sounds.places and hide != "audio"
+    has_video, has_audio = frames.num_frames(clip) and hide != "video", clip in sounds and hide != "audio"
     picture = frames.decode(clip, [0, frames.num_frames(clip) - 1]) if has_video else None
     wave = sounds.read(clip)[0] if has_audio else None
     sample = Sample(clip, picture, wave, {"label": LABELS[0]}, np.random.default_rng(0))

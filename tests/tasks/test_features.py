@@ -32,6 +32,7 @@ stores: {{clips: {{num_frames: 4, frame_step: 0, short_side: 0, quality: 90, sam
 {NAME}: {{dataset: clips, pictures: {{}}, tags: {{}}}}
 """
 CPU = torch.device("cpu")
+STORES = stores.Stores(4, 0, 0, 90, 16000, "pcm16", 1, 1, "processes", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         clean.clean("clips", clean.Clean(0.25, 1, False, False, False, 1, 0.1))
-        settings = stores.Stores(4, 0, 0, 90, 16000, "pcm16", 1, 1, "processes", 0.1)
-        stores.stores("clips", settings)
+        stores.stores("clips", STORES)
         toy_features.write_pictures(Path("artifacts") / NAME / "pictures")
     (raw / "videos/clip 5.mp4").write_bytes(b"no video any more")
     return root
@@ -210,6 +210,18 @@ def test_features_of_another_checkpoint_are_refused(project: Path) -> None:
         save_tags()
 
 
+def test_features_of_another_manifest_are_refused(project: Path) -> None:
+    features.features(features.read_job(NAME), CPU)
+    table = manifest.read_clean("clips")
+    manifest.write(table.assign(annotation=table["annotation"].iloc[::-1].tolist()), manifest.manifest_path("clips"))
+    stores.stores("clips", STORES)
+    spec, folder = toy_features.FAMILY.phases["tags"].clip(toy_features.Tags(4)), Path("artifacts") / NAME / "features"
+    with pytest.raises(
+        InputError, match=r"features was made of another manifest than .*; run the features stage again"
+    ):
+        open_split("clips", "train", spec, lambda sample: {}, 0, features=folder)
+
+
 def test_pictures_and_features_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "names", models.names)
@@ -226,7 +238,7 @@ def test_pictures_and_features_made_elsewhere(tmp_path: Path, monkeypatch: pytes
         (folder / "train.list").write_text("made/a.npy 1\nmade/b.npy 0 1\nmade/d.npy 0\n")
         (folder / "test.list").write_text("made/c.npy 0\n")
     clean.clean("clips", clean.Clean(0.0, 1, False, False, False, 1, 0.3))
-    stores.stores("clips", stores.Stores(4, 0, 0, 90, 16000, "pcm16", 1, 1, "processes", 0.1))
+    stores.stores("clips", STORES)
     assert json.loads(Path("data/clips/clean/classes.json").read_text()) == ["cat", "dog"]
     assert features.features(features.read_job(NAME), CPU) == (3, 0)
     rows, times = FeatureStore(Path("artifacts") / NAME / "features").read("made_a")

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.family import InputError
-from tasks.data import video
-from tasks.data.frame_store import INDEX, FrameShard, FrameStore, write_frames
+from tasks.data import index, video
+from tasks.data.frame_store import FrameShard, FrameStore, write_frames
 
 Row = tuple[str, int, int, list[bytes]]
 
@@ -80,17 +80,17 @@ def test_a_key_that_would_break_the_format(tmp_path: Path, key: str) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> FrameStore:
     """Two shards of three clips each, four grey pictures a clip: clip k's frame t has the level 40 k + t."""
-    index = []
+    listed = []
     for shard in range(2):
         rows = []
         for row in range(3):
             clip = shard * 3 + row
             pictures = [np.full((16, 24, 3), 40 * clip + t, np.uint8) for t in range(4)]
             rows.append((f"clip{clip}", 24, 16, [video.encode_jpeg(picture, 100) for picture in pictures]))
-            index.append((f"clip{clip}", shard, row, 4, 24, 16, False, -1))
+            listed.append((f"clip{clip}", "train", shard, row, 4, 24, 16, False, -1))
         write_frames(tmp_path / f"frames-{shard:05d}-of-00002.tsv", rows)
-    names = ["id", "shard", "row", "num_frames", "width", "height", "has_audio", "audio_row"]
-    pd.DataFrame(index, columns=names).to_parquet(tmp_path / INDEX)
+    names = ["id", "split", "shard", "row", "num_frames", "width", "height", "has_audio", "audio_row"]
+    index.write(pd.DataFrame(listed, columns=names), tmp_path, "")
     return FrameStore(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_damage_is_named(store: FrameStore) -> None:
     path.write_bytes(path.read_bytes().replace(b"/9j/", b"AAAA"))
     with pytest.raises(InputError, match="a picture of clip clip3 is damaged"):
         store.decode("clip3", [0])
-    with pytest.raises(InputError, match=r"index.parquet not found"):
+    with pytest.raises(InputError, match=r"index.arrow not found; run the stores stage again"):
         FrameStore(store.folder / "nowhere")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 
 from models.family import Batch, ClipSpec, InputError, Sample
 from tasks import stores
-from tasks.data import manifest
+from tasks.data import index, manifest, video
 from tasks.data.batches import GlobalBatches, InOrder, TensorClips, build_loader, read_batches, stack
+from tasks.data.frame_store import shard_name, write_frames
 from tasks.data.loader import ClipDataset, frame_columns, open_split
 
 ROOT = Path(__file__).parents[2]
@@ -181,14 +183,57 @@ def test_workers_change_nothing(dataset: Path, monkeypatch: pytest.MonkeyPatch, 
     assert batches[0]["has_audio"].dtype == torch.bool and batches[0]["row"].dtype == torch.int64
 
 
-def test_clips_that_the_stores_lack_are_counted(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(dataset)
-    table = manifest.read("toy")
-    more = pd.concat([table, table.head(2).assign(id=["new1", "new2"])])
-    monkeypatch.setattr(manifest, "read", lambda name, *part: more)
-    with pytest.raises(InputError, match=r"lacks 2 of the 6 train clips .*tasks.stores toy") as error:
-        open_split("toy", "train", ClipSpec(1, 16000, 0.5), transform, 7)
-    assert "\n" not in str(error.value)
+# --- a resumed run --------------------------------------------------------------------------------------------------------
+
+
+NUM_CLIPS, NUM_SHARDS, LEVELS = 24, 4, 10  # clip k's pictures have the level 10 k
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny pictures in several shards, dealt out as the stage `stores` does."""
+    root = tmp_path_factory.mktemp("sharded")
+    clips = [f"clip{number:02d}" for number in range(NUM_CLIPS)]
+    same = dict.fromkeys(manifest.COLUMNS, 0) | {"path": "x.mp4", "split": "train", "has_video": True}
+    table = pd.DataFrame([same | {"id": clip, "annotation": f'{{"label": "{clip[-1]}"}}'} for clip in clips])
+    folder, stored = root / "data/toy/stores", []
+    for shard in range(NUM_SHARDS):
+        rows = range(shard, NUM_CLIPS, NUM_SHARDS)
+        pictures = {row: video.encode_jpeg(np.full((32, 48, 3), LEVELS * row, np.uint8), 95) for row in rows}
+        path = folder / shard_name("frames", shard, NUM_SHARDS, "tsv")
+        write_frames(path, [(clips[row], 48, 32, [pictures[row]] * 3) for row in rows])
+        stored += [{"id": clips[row], "shard": shard, "row": place} for place, row in enumerate(rows)]
+    with contextlib.chdir(root):
+        manifest.write(table, manifest.manifest_path("toy"))
+        listed = table[stores.LISTED].merge(pd.DataFrame(stored), on="id")
+        listed = listed.assign(num_frames=3, has_audio=False, audio_row=-1)
+        index.write(listed, folder, manifest.digest("toy"))
+    return root
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_broken_at_any_step_goes_on_with_the_same_clips(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    clips, size, epoch = open_toy(sharded, monkeypatch), 6, NUM_CLIPS // 6
+
+    def steps(first: int) -> Iterator[Batch]:
+        return read_batches(build_loader(clips, GlobalBatches(NUM_CLIPS, size, 1, first, 2 * epoch), num_workers, CPU))
+
+    whole = list(steps(0))
+    for broken in (1, epoch - 1, epoch, epoch + 2):
+        begun = steps(0)
+        joined = [*(next(begun) for _ in range(broken)), *steps(broken)]  # what workers had fetched beyond is lost
+        assert len(joined) == len(whole)
+        for found, expected in zip(joined, whole, strict=True):
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for batch in whole:
+        levels = batch["frames"].float().mean((1, 2, 3, 4))
+        torch.testing.assert_close(levels, LEVELS * batch["row"].float(), atol=2.0, rtol=0.0)
+        assert len(set((batch["row"] % NUM_SHARDS).tolist())) > 1, "the order crosses shards"
+    orders = [torch.cat([batch["row"] for batch in whole[start : start + epoch]]).tolist() for start in (0, epoch)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(NUM_CLIPS)) and orders[0] != orders[1]
 
 
 def test_another_sample_rate_is_one_line_even_from_a_worker(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 import models
 from models.family import Facts, InputError
 from tasks import bundle, command, predict, storage
-from tasks.data import audio, audio_store, frame_store, loader, video
+from tasks.data import audio, audio_store, frame_store, index, loader, video
 from tasks.predict import Predictor, media_files, readable, table
 
 Write = Callable[..., Path]
@@ -77,13 +77,13 @@ def test_answers_equal_those_on_the_stored_clip(
     assert stored.wave is not None
     frame_store.write_frames(tmp_path / "frames-00000-of-00001.tsv", [("a", stored.width, stored.height, stored.jpegs)])
     audio_store.write_audio(tmp_path / "audio-00000-of-00001.h5", [("a", stored.wave)], 16000, "pcm16")
-    index = {"id": ["a"], "shard": [0], "row": [0], "audio_row": [0], "num_frames": [8], "has_audio": [True]}
-    pd.DataFrame(index).to_parquet(tmp_path / frame_store.INDEX)
-    rows = pd.DataFrame({"id": ["a"], "has_video": [True], "has_audio": [True], "annotation": ["{}"]})
+    row = {"id": "a", "split": "test", "has_video": True, "has_audio": True, "annotation": "{}"}
+    row |= {"shard": 0, "row": 0, "audio_row": 0, "num_frames": 8}
+    index.write(pd.DataFrame([row]), tmp_path, "")
     phase = models.load("t3av").phases["finetune"]
     transform = phase.transform(loaded.config, loaded.facts, False)
     dataset = loader.ClipDataset(
-        rows,
+        index.read(tmp_path),
         frame_store.FrameStore(tmp_path),
         audio_store.AudioStore(tmp_path),
         phase.clip(loaded.config),

@@ -19,7 +19,7 @@ import torch
 import models
 from models.family import Batch, ClipSpec, Facts, InputError, Sample, WindowSpec
 from tasks import predict, stores
-from tasks.data import manifest, video
+from tasks.data import index, manifest, video
 from tasks.data.batches import InOrder, build_loader, read_batches, stack
 from tasks.data.frame_store import FrameStore
 from tasks.data.loader import open_split
@@ -127,9 +127,9 @@ def test_frames_by_number_are_stored_as_ever(project: Path, monkeypatch: pytest.
         if not (project / "data/other" / name).exists():
             (project / "data/other" / name).symlink_to(project / "data/toy" / name)
     stores.stores("other", replace(STORES, num_frames=3, frame_step=0))
-    index = pd.read_parquet(project / "data/other/stores/index.parquet")
-    assert index.columns.tolist() == ["id", *stores.KINDS]
-    assert set(index["num_frames"]) == {3} and len(index) == len(table)
+    rows = index.read(project / "data/other/stores")
+    assert rows.schema.names == [*stores.LISTED, *stores.KINDS]
+    assert set(rows["num_frames"].to_pylist()) == {3} and len(rows) == len(table)
     with pytest.raises(InputError, match=r"needs them at steps in time; set stores\.other\.frame_step"):
         open_split("other", "train", SPEC, dict, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 import models
 from models.family import Facts
 from tasks import bundle
-from tasks.data import manifest
+from tasks.data import index, manifest
 from tests.tasks import toy_evaluation
 
 FACTS = Facts({"species": ["fox", "hare", "wolf"], "activity": ["foraging", "resting"]}, -5.0, 4.0)
@@ -29,7 +30,12 @@ def write_project(root: Path, **options: list[str]) -> None:
     path = data / "clean/manifest.parquet"
     table = pd.read_parquet(path)
     heads = [{head: names[i % len(names)] for head, names in FACTS.labels.items()} for i in range(len(table))]
-    manifest.write(table.assign(annotation=[json.dumps(own) for own in heads]), path)
+    table["annotation"] = [json.dumps(own) for own in heads]
+    manifest.write(table, path)
+    stored = index.read(data / "stores").to_pandas().assign(annotation=table["annotation"])  # in the same order
+    with contextlib.chdir(root):
+        digest = manifest.digest("animals")
+    index.write(stored, data / "stores", digest)
     (data / "stores/stats.json").write_text(json.dumps({"mel_mean": FACTS.mel_mean, "mel_std": FACTS.mel_std}))
     for phase in PHASES:
         write_bundle(root / "artifacts/wildlife" / phase, phase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -15,8 +16,8 @@ from ruamel.yaml import YAML
 
 import models
 from models.family import Facts
-from tasks import bundle
-from tasks.data import audio_store, frame_store, manifest
+from tasks import bundle, stores
+from tasks.data import audio_store, frame_store, index, manifest
 
 LABELS = ["bee, wasp, etc. buzzing", "dog <b>barking</b>", 'a "bell" & co', "rain"]
 FACTS = Facts({"label": sorted(LABELS)}, -5.0, 4.0)
@@ -50,14 +51,13 @@ def write_project(
     seeds = {clip: ids.index((twins or {}).get(clip, clip)) for clip in ids}
     pictures = {clip: [] if clip in blind else draw(seeds[clip]) for clip in ids}
     waves = {clip: sound(seeds[clip]) for clip in ids if clip not in silent}
-    stores = root / "data/sounds/stores"
-    frame_store.write_frames(stores / "frames-00000-of-00001.tsv", [(c, 24, 16, p) for c, p in pictures.items()])
-    audio_store.write_audio(stores / "audio-00000-of-00001.h5", list(waves.items()), RATE, "pcm16")
-    index = pd.DataFrame({"id": ids, "shard": 0, "row": range(len(ids)), "width": 24, "height": 16})
-    index["num_frames"] = [len(pictures[clip]) for clip in ids]
-    index["has_audio"] = [clip in waves for clip in ids]
-    index["audio_row"] = [list(waves).index(clip) if clip in waves else -1 for clip in ids]
-    index.to_parquet(stores / frame_store.INDEX)
+    folder = root / "data/sounds/stores"
+    frame_store.write_frames(folder / "frames-00000-of-00001.tsv", [(c, 24, 16, p) for c, p in pictures.items()])
+    audio_store.write_audio(folder / "audio-00000-of-00001.h5", list(waves.items()), RATE, "pcm16")
+    stored = pd.DataFrame({"id": ids, "shard": 0, "row": range(len(ids)), "width": 24, "height": 16})
+    stored["num_frames"] = [len(pictures[clip]) for clip in ids]
+    stored["has_audio"] = [clip in waves for clip in ids]
+    stored["audio_row"] = [list(waves).index(clip) if clip in waves else -1 for clip in ids]
     rows = []
     for number, clip in enumerate(ids):
         row = dict.fromkeys(manifest.COLUMNS, 0) | {"id": clip, "path": f"raw/{clip}.mp4", "checksum": "ab"}
@@ -66,6 +66,9 @@ def write_project(
         rows.append(row | {"annotation": json.dumps({"label": LABELS[number % len(LABELS)]})})
     table = pd.DataFrame(rows)
     manifest.write(table, root / "data/sounds/clean/manifest.parquet")
+    with contextlib.chdir(root):
+        listed, digest = manifest.read("sounds", columns=stores.LISTED), manifest.digest("sounds")
+    index.write(listed.merge(stored, on="id"), folder, digest)
     for stage, lost in (("clean", 2), ("stores", 0)):
         dropped = pd.DataFrame({"id": [f"lost_{i}" for i in range(lost)], "reason": "empty"})
         dropped.to_csv(root / "data/sounds" / stage / "quarantine.csv", index=False)
