@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import io
 import statistics
 import tempfile
@@ -59,7 +58,6 @@ ROWS, COLUMNS = 200, 32  # of the TSV
 STORED = {"num_frames": FRAMES, "short_side": 256, "quality": 90, "sample_rate": RATE}  # as the preset `vggsound`
 EPOCHS = 3  # of fine-tuning; the first warms up
 LABEL = "testing"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT = -1, -3, 1 << 30  # glibc's malloc.h; bytes
 
 # --- what is read --------------------------------------------------------------------------------------------------------
 
@@ -184,10 +182,7 @@ def clips(quick: bool) -> Iterator[Row]:
     """From the stores and in the loop."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    libc = ctypes.CDLL(
-        None
-    )  # freed memory stays: else luck decides which way has to ask for its pages anew, at 1 µs each
-    assert libc.mallopt(M_TRIM_THRESHOLD, KEPT) and libc.mallopt(M_MMAP_THRESHOLD, KEPT)
+    distributed.keep_freed_memory()  # as in training; for all ways
     with project(tuple(KINDS)[: 1 if quick else None]):
         for dataset in tuple(KINDS)[: 1 if quick else None]:
             yield from compare(dataset, 1 if quick else 3)

@@ -35,6 +35,7 @@ from models.t3av.model import Decoder, Pretrain
 from models.wildlife.config import ModelConfig as WildlifeConfig
 from models.wildlife.fusion import MODALITIES, Bottleneck, Streams
 from models.wildlife.model import tiny_model
+from tasks.engine import distributed
 
 FACTS = Facts({"label": []}, -5.0, 4.5)
 Step = Callable[[], Tensor]  # returns the loss
@@ -173,12 +174,17 @@ def seconds(step: Step, amp: bool) -> float:
 
 
 def compare(title: str, clips: int, ours: Step, peer: Step, against: str, asked: str, repeats: int) -> Iterator[Row]:
-    """Clips per second of both, in each precision."""
+    """Clips per second of both, in each precision, on one thread: several would count the time that they wait for each other."""
+    torch.set_num_threads(1)
+    distributed.keep_freed_memory()  # as in training, for both
     for kind, amp in (("fp32", False), ("bf16", True)):
         for step in (ours, peer):
             seconds(step, amp)  # the first pass allocates
-        times = [(seconds(ours, amp), seconds(peer, amp)) for _ in range(repeats)]
-        mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+        times: dict[Step, list[float]] = {ours: [], peer: []}
+        for turn in range(repeats):
+            for step in (ours, peer) if turn % 2 == 0 else (peer, ours):
+                times[step].append(seconds(step, amp))
+        mine, theirs = (statistics.median(times[step]) for step in (ours, peer))
         yield rates(f"{title}, {kind}", "clips a CPU s", clips / mine, clips / theirs, against, asked)
 
 

@@ -114,7 +114,7 @@ def wildlife(quick: bool) -> Iterator[Row]:
 
     title = f"wildlife step, VideoMAE-B, {video.num_frames} frames, and ResNet-18, {audio.audio_duration:g} s"
     against = "transformers' VideoMAE + torchvision's ResNet + nn.TransformerEncoder"
-    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 3)
+    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 5)
 
 
 def build_wildlife() -> WildlifeConfig:
@@ -201,7 +201,7 @@ def adatad(quick: bool) -> Iterator[Row]:
 
     title = f"adatad step, VideoMAE-S with adapters, {FRAMES} frames"
     against = "transformers' VideoMAE with AdaTAD's adapter"
-    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 3)
+    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 5)
 
 
 def videotag(quick: bool) -> Iterator[Row]:
@@ -220,7 +220,7 @@ def videotag(quick: bool) -> Iterator[Row]:
 
     title = f"videotag tsn step, ResNet-50, {TSN.seg_num} frames"
     yield from compare(
-        title, CLIPS, whole(module, batch), composed, "torchvision's ResNet-50", ">= 1", 1 if quick else 3
+        title, CLIPS, whole(module, batch), composed, "torchvision's ResNet-50", ">= 1", 1 if quick else 5
     )
 
 

@@ -185,13 +185,12 @@ class FrameStore:
 
 
 def decode_jpegs(jpegs: Sequence[bytes]) -> np.ndarray:
-    """JPEGs of one size -> (T, H, W, 3) uint8 RGB; each distinct picture is decoded once. ValueError for a damaged one."""
+    """JPEGs of one size -> (T, H, W, 3) uint8 RGB; one that follows its like is not decoded. ValueError for a damaged one."""
     height, width = map(int, simplejpeg.decode_jpeg_header(jpegs[0])[:2])
     pictures = np.empty((len(jpegs), height, width, 3), np.uint8)
-    first: dict[bytes, int] = {}
     for k, jpeg in enumerate(jpegs):
-        if first.setdefault(jpeg, k) < k:
-            pictures[k] = pictures[first[jpeg]]
+        if k and jpeg == jpegs[k - 1]:
+            pictures[k] = pictures[k - 1]
         elif simplejpeg.decode_jpeg(jpeg, "RGB", buffer=pictures[k]).shape != (height, width, 3):
             raise ValueError(f"picture {k} has another size than picture 0")
     return pictures

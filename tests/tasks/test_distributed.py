@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,26 @@ def test_another_number_of_processes_goes_on_with_a_word(tmp_path: Path, capsys:
     toy.train_here(tmp_path / "two", epochs=2)
     assert "saved by 2 processes, going on with 1" in capsys.readouterr().out
     assert_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_memory_that_training_frees_is_not_asked_for_again() -> None:
+    code = (
+        "import resource\n"
+        "from tasks.engine import distributed\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use(times):\n"
+        "    before = faults()\n"
+        "    for _ in range(times):\n"
+        "        b'x' * (40 << 20)\n"
+        "    return faults() - before\n"
+        "plain = use(5)\n"
+        "with distributed.launched('cpu'):\n"
+        "    use(1)\n"
+        "    print(plain, use(5))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain, kept = map(int, done.stdout.split())
+    pages = 40 << 20 >> 12
+    assert kept < pages / 10
+    assert plain == pytest.approx(5 * pages, rel=0.1), "else there is nothing to gain"

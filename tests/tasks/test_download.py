@@ -24,7 +24,7 @@ from models.family import InputError
 from tasks import archives, sources, storage
 from tasks.datasets.demo import Demo
 from tasks.download import download
-from tests.tasks.toy_download import BYTES, CSV, FOLDER, fill, is_whole, zipped
+from tests.tasks.toy_download import BYTES, CSV, FOLDER, fill, is_whole, locked_when_free, zipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -280,7 +280,7 @@ def test_killed_and_run_again(project: Path) -> None:
     assert not Path("data").exists()
     early = {path.name: path.stat().st_mtime_ns for path in storage.WORK.glob("*/raw/video/[!.]*.mp4")}
     assert early
-    with storage.locked(next(storage.WORK.glob("download-*"))):
+    with locked_when_free(next(storage.WORK.glob("download-*"))):
         settings = replace(FOLDER, source="demo", demo=demo)
         with pytest.raises(InputError, match="in use by another run"):
             download("sounds", settings)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from models.family import InputError
 from tasks.data import index, video
-from tasks.data.frame_store import FrameShard, FrameStore, write_frames
+from tasks.data.frame_store import FrameShard, FrameStore, decode_jpegs, write_frames
 
 Row = tuple[str, int, int, list[bytes]]
 
@@ -100,6 +100,15 @@ def test_frames_by_clip_and_column(store: FrameStore) -> None:
     frames = store.decode("clip4", [3, 0, 3])
     assert frames.shape == (3, 16, 24, 3) and frames.dtype == np.uint8
     assert np.abs(frames.astype(int) - np.array([163, 160, 163])[:, None, None, None]).max() <= 1
+
+
+def test_pictures_of_a_clip_have_one_size_and_repetitions_are_copies() -> None:
+    large, small = (video.encode_jpeg(np.full((height, 24, 3), 90, np.uint8), 100) for height in (16, 8))
+    frames = decode_jpegs([large, large, large])
+    assert frames.shape == (3, 16, 24, 3) and np.abs(frames.astype(int) - 90).max() <= 1
+    for others in ([large, small], [small, large]):
+        with pytest.raises(ValueError):
+            decode_jpegs(others)
 
 
 def test_a_used_store_can_be_sent_to_another_process(store: FrameStore) -> None:

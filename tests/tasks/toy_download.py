@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from models.family import InputError
+from tasks import storage
 from tasks.download import Download
 
 CSV = "abc,1,rain,train\n"
@@ -24,6 +29,21 @@ def is_whole(raw: Path = Path("data/sounds/raw")) -> bool:
     names = sorted(path.relative_to(raw).as_posix() for path in raw.rglob("*") if path.is_file())
     same = (raw / "video/abc_000001.mp4").read_bytes() == BYTES
     return same and names == ["vggsound.csv", "video/abc_000001.mp4"]
+
+
+@contextmanager
+def locked_when_free(folder: Path) -> Iterator[None]:
+    """As storage.locked, when the workers of a killed run, which hold on for a moment, have gone."""
+    deadline = time.monotonic() + 30
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(storage.locked(folder))
+                break
+            except InputError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield
 
 
 def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
