@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,17 @@ class Alone:
     batch_norm: bool  # it then sees what each of two processes would hold of the batch
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As each of the two processes has: with more, convolutions take other kernels, and batch norm enlarges the rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=PHASES, ids="-".join, scope="module")
-def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Alone:
     case, work = request.param, tmp_path_factory.mktemp("one")
     task = toy_phases.task_of(*case)
     start, batch_norm = (
