@@ -56,6 +56,7 @@ KINDS = {"long": Kind("GOP 250", 340, 256, 250, 400), "short": Kind("GOP 50", 34
 CLIPS, SECONDS, FRAMES, SIZE, RATE = 3, preparation.SECONDS, preparation.FRAMES, preparation.SIZE, preparation.RATE
 ROWS, COLUMNS = 200, 32  # of the TSV
 STORED = {"num_frames": FRAMES, "short_side": 256, "quality": 90, "sample_rate": RATE}  # as the preset `vggsound`
+QUICK = 20  # as many turns of ways that take milliseconds
 EPOCHS = 3  # of fine-tuning; the first warms up
 LABEL = "testing"
 
@@ -160,14 +161,14 @@ def compare(dataset: str, repeats: int) -> Iterator[Row]:
     batch, bare = clips[0, 0], stored[0, 0]
     assert batch["frames"].shape == (FRAMES, 3, SIZE, SIZE) and batch["wave"].shape == (SECONDS * RATE,)
     assert bare["frames"].shape == (FRAMES, 256, 340, 3)
-    ways: dict[str, Callable[[], object]] = {
-        "ours": lambda: load(clips),
-        "stored": lambda: load(stored),
+    ours = {"ours": lambda: load(clips)}
+    decoding = {
         "OpenCV": lambda: [seek(path) for path in paths],
         "decode": lambda: [decode(path, transform) for path in paths],
-        "JPEG": decode_all,
     }
-    speed = {name: len(paths) / seconds for name, seconds in in_turns(ways, repeats).items()}
+    floor = {"JPEG": decode_all, "stored": lambda: load(stored)}
+    found = in_turns(ours | decoding, repeats) | in_turns(ours | floor, QUICK * repeats)
+    speed = {name: len(paths) / seconds for name, seconds in found.items()}
     title = f"10 s clips from the stores, {KINDS[dataset].name}"
     unit = "clips a CPU s"
     yield rates(title, unit, speed["ours"], speed["OpenCV"], "OpenCV seeks + ffmpeg in the loop", ">= 10")
