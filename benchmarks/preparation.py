@@ -248,7 +248,7 @@ def storing(quick: bool) -> Iterator[Row]:
                     (Path(work) / "stores").mkdir()
                     stores.build_shard(path.parent, [clip], 0, STORES, Path(work))
 
-            took = in_turns({"ours": build, **floors(path)}, 1 if quick else 7)
+            took = in_turns({"ours": build, **floors(path)}, 1 if quick else 25)
             ours = took.pop("ours")
             parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in took.items())
             title = f"MP4 into the stores, {kind.name}"

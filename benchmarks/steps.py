@@ -204,7 +204,7 @@ def adatad(quick: bool) -> Iterator[Row]:
 
     title = f"adatad step, VideoMAE-S with adapters, {FRAMES} frames"
     against = "transformers' VideoMAE with AdaTAD's adapter"
-    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 9)
+    yield from compare(title, 1, whole(module, batch), composed, against, ">= 1", 1 if quick else 15)
 
 
 def videotag(quick: bool) -> Iterator[Row]:
